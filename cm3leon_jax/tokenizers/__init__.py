@@ -1,0 +1,1 @@
+"""Text and image tokenizers, seen from the host; import the module that you need."""
