@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# bash tests/run.sh        lint, types, tests: at most 10 minutes on 2 cores
+# bash tests/run.sh all    the slow tests too (fresh install, quickstart, wheel on
+#                          every supported Python found): at most 50 minutes
+# Arguments after these go to pytest: bash tests/run.sh -k layering
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+extras=(dev)
+selection=(-m "not slow")
+if [ "${1:-}" = all ]; then
+  shift
+  extras=(dev parity)
+  selection=()
+fi
+
+failed=()
+step() {
+  printf '\n== %s\n' "$*"
+  "$@" || failed+=("$*")
+}
+
+bash launch/setup.sh "${extras[@]}" || exit 1
+PATH="$PWD/.venv/bin:$PATH"
+sources=(cm3leon_jax tests)
+for folder in configs launch; do
+  [ -d "$folder" ] && sources+=("$folder")
+done
+step ruff check "${sources[@]}"
+step ruff format --check "${sources[@]}"
+step pyright
+step python -m pytest ${selection[@]+"${selection[@]}"} "$@"
+
+# After pytest's summary only when it would mislead: something before it failed.
+for name in ${failed[@]+"${failed[@]}"}; do printf 'FAILED: %s\n' "$name"; done
+[ ${#failed[@]} -eq 0 ]
