@@ -1,0 +1,1 @@
+"""Where arrays live: the mesh, the rule table, multi-host start-up."""

@@ -1,0 +1,60 @@
+"""The device mesh: one, with the axes data, fsdp and tensor.
+
+`data` holds copies of the parameters (it spans slices or nodes), `fsdp` shards the
+parameters and the batch, `tensor` splits the matrices inside a layer. Which array
+dimension goes where is the business of `parallel/rules.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; one of them may be -1: all that the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes
+        for name, size in zip(AXES, sizes, strict=True):
+            if size != -1 and size < 1:
+                raise ValueError(f"mesh.{name}={size} must be positive, or -1")
+        if sizes.count(-1) > 1:
+            raise ValueError(f"mesh={sizes}: only one of {AXES} can be -1")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.data, self.fsdp, self.tensor
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all of every process), axes of type Auto.
+
+    Raises ValueError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    known = math.prod(size for size in config.sizes if size != -1)
+    sizes = tuple(
+        len(devices) // known if size == -1 else size for size in config.sizes
+    )
+    if math.prod(sizes) != len(devices):
+        raise ValueError(
+            f"mesh.data={config.data}, mesh.fsdp={config.fsdp}, mesh.tensor="
+            f"{config.tensor} cannot cover {len(devices)} devices: choose sizes whose "
+            "product is the number of devices, or -1 for one of them"
+        )
+    # Auto: the compiler places intermediate arrays; jax's default is Explicit.
+    return jax.make_mesh(
+        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )

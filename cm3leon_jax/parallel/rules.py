@@ -1,0 +1,146 @@
+"""The rule table: logical axis names of arrays -> axes of the mesh.
+
+Parameters carry logical names where they are declared (`out_sharding=("embed",
+"mlp")`), activations at block borders (`shard(x_BLD, ("batch", "length", "embed"))`).
+There are two mappings, one for *storing* parameters and optimizer state and one for
+*computing* with activations; fully sharded data parallelism is the difference between
+them: a weight's `embed` axis is stored over `fsdp` and gathered just before its use,
+because the batch of the activations is what lies over `fsdp` there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cm3leon_jax.parallel.mesh import AXES
+
+Shard = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxisTable:
+    """For each logical axis the mesh axes over which it is split, () for none."""
+
+    embed: tuple[str, ...] = ()
+    mlp: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    batch: tuple[str, ...] = ()
+    length: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            for axis in getattr(self, entry.name):
+                if axis not in AXES:
+                    raise ValueError(
+                        f"rules: {entry.name} -> {axis!r} is no axis of the mesh, "
+                        f"choose from {AXES}"
+                    )
+
+    def spec(self, names: Sequence[str | None]) -> PartitionSpec:
+        """`("embed", "mlp")` -> `PartitionSpec("fsdp", "tensor")`.
+
+        Raises ValueError for an unknown name, or where two dimensions would be split
+        over one mesh axis.
+        """
+        known = {entry.name for entry in dataclasses.fields(self)}
+        for name in names:
+            if name is not None and name not in known:
+                raise ValueError(
+                    f"rules: logical axis {name!r} of {tuple(names)} is not one of "
+                    f"{sorted(known)}"
+                )
+        split = [() if name is None else getattr(self, name) for name in names]
+        used = [axis for axes in split for axis in axes]
+        if len(set(used)) < len(used):
+            raise ValueError(
+                f"rules: {tuple(names)} -> {tuple(split)} uses a mesh axis twice"
+            )
+        return PartitionSpec(*(axes or None for axes in split))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The two mappings; the defaults suit every mesh of `parallel/mesh.py`."""
+
+    store: AxisTable = field(
+        default=AxisTable(
+            embed=("fsdp",), mlp=("tensor",), heads=("tensor",), vocab=("tensor",)
+        )
+    )
+    compute: AxisTable = field(
+        default=AxisTable(
+            batch=("data", "fsdp"),
+            mlp=("tensor",),
+            heads=("tensor",),
+            vocab=("tensor",),
+        )
+    )
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
+    """The sharding of every leaf of a state, as a tree of the state's structure.
+
+    `abstract_state` comes from `jax.eval_shape`. Leaves inside an NNX variable with
+    logical names (parameters, and the optimizer moments that mirror them) follow
+    `rules.store`; all others are replicated. Raises ValueError, naming the leaf, where
+    a dimension cannot be split evenly.
+    """
+
+    def place(path: Any, node: Any) -> Any:
+        names = node.get_metadata("out_sharding", None) if _is_variable(node) else None
+        spec = PartitionSpec() if names is None else rules.store.spec(names)
+
+        def leaf_sharding(leaf: Any) -> NamedSharding:
+            _check_even(jax.tree_util.keystr(path), leaf.shape, spec, mesh)
+            return NamedSharding(mesh, spec)
+
+        return jax.tree.map(leaf_sharding, node)
+
+    return jax.tree_util.tree_map_with_path(place, abstract_state, is_leaf=_is_variable)
+
+
+def _check_even(
+    name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh
+) -> None:
+    if len(spec) > len(shape):
+        raise ValueError(f"{name} has shape {shape} but {len(spec)} axis names: {spec}")
+    for size, entry in zip(shape, spec, strict=False):
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ValueError(
+                f"{name} of shape {shape}: its dimension of {size} cannot be split "
+                f"over {parts} devices (mesh axes {axes}): change the mesh or the size"
+            )
+
+
+def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
+    """How host batches lie on the mesh: the leading axis is `batch`."""
+    return NamedSharding(mesh, rules.compute.spec(("batch",)))
+
+
+def shard_fn(mesh: Mesh, rules: Rules) -> Shard:
+    """The callable that models take to place activations: `shard(x_BLD, names)`."""
+    if mesh.size == 1:  # nothing to place; keeps one-device programs free of it
+        return lambda x, names: x
+
+    def shard(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        sharding = NamedSharding(mesh, rules.compute.spec(names))
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return shard

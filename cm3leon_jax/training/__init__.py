@@ -1,0 +1,1 @@
+"""Loss, optimizer, step, checkpoints, metrics, and the one training loop."""

@@ -1,0 +1,209 @@
+"""Checkpoints: state, data position and settings, written by Orbax in the background.
+
+    DIRECTORY/checkpoints/STEP/state   every array, by its path in the state
+    DIRECTORY/checkpoints/STEP/meta    {"position": …, "settings": …} as JSON
+
+A step's folder gets its final name only once it is whole, and older checkpoints are
+removed after that, so neither a kill nor a full disk costs a checkpoint. Arrays are
+saved under plain names ("model.blocks.w_up"), not as Python objects: any mesh can
+restore them, and any program can read them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
+
+ITEMS = ("state", "meta")
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """A unique dotted name of every leaf of a state, in the order of its leaves."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    names = [jax.tree_util.keystr(p, simple=True, separator=".") for p in paths]
+    return [name.removesuffix(".value") for name in names]  # of an NNX variable
+
+
+def _folder(directory: str | Path) -> Path:
+    # Orbax wants an absolute path.
+    return Path(directory).absolute() / "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager, which waits for the last write.
+
+    `settings` (JSON-able) is what a checkpoint must agree with to be resumed: the
+    sections of the config that make the state and its meaning, not the mesh. `keep`
+    is how many are kept.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, settings: Mapping[str, Any], keep: int
+    ) -> None:
+        self.folder = _folder(directory)
+        self.settings = json.loads(json.dumps(dict(settings), default=list))
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=ITEMS,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,  # what a killed run left half-written
+            ),
+        )
+
+    def save(self, step: int, state: Any, position: int) -> None:
+        """Starts writing; returns once the arrays are copied and may be donated.
+
+        `position` is the number of batches consumed. Raises OSError where this or the
+        previous write failed; the checkpoints before it are whole.
+        """
+        arrays = dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
+        meta = {"position": position, "settings": self.settings}
+        try:
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
+                ),
+            )
+        except Exception as error:
+            raise self._write_error(error) from error
+
+    def wait(self) -> None:
+        """Blocks until the last write is on disk; OSError where it failed."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._write_error(error) from error
+
+    def _write_error(self, error: Exception) -> OSError:
+        whole = sorted(ocp.path.step.checkpoint_steps(self.folder))
+        rest = f"step {whole[-1]} is whole" if whole else "there is none before it"
+        return OSError(
+            f"a checkpoint could not be written to {self.folder} ({_brief(error)}); "
+            f"{rest}: make room there and run the same command again"
+        )
+
+    def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
+        """The newest state and its position; None where there is no checkpoint.
+
+        `abstract_state` has a `jax.ShapeDtypeStruct` with a sharding for every leaf;
+        the checkpoint may have been written on another mesh. Raises ValueError where
+        it was made with other settings or cannot be read.
+        """
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        place = self.folder / str(step)
+        meta = _read(self.manager, step, place, meta=ocp.args.JsonRestore())["meta"]
+        different = list(_differences(meta["settings"], self.settings))
+        if different:
+            raise ValueError(
+                f"checkpoint {place} was made with other settings: "
+                f"{'; '.join(different[:5])}. Use those, or another directory"
+            )
+        state = _restore(self.manager, step, place, abstract_state, prefix="")
+        return state, meta["position"]
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            self.wait()
+        except OSError:
+            if kind is None:  # else the first error is the one to see
+                raise
+        finally:
+            self.manager.close()
+
+
+def latest_step(directory: str | Path) -> int:
+    """The newest step under `directory`; FileNotFoundError where there is none."""
+    folder = _folder(directory)
+    steps = ocp.path.step.checkpoint_steps(folder) if folder.is_dir() else ()
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint in {folder}: train there first, or give another directory"
+        )
+    return max(steps)
+
+
+def load_model(
+    directory: str | Path,
+    abstract_model: Any,
+    step: int | None = None,
+    *,
+    field: str = "model",
+) -> Any:
+    """One field of a saved state (default its model), without the optimizer.
+
+    Leaves of `abstract_model` without a sharding go to the first device. `step` None
+    is the newest. Raises FileNotFoundError where there is no such checkpoint and
+    ValueError where it holds another model or cannot be read.
+    """
+    step = latest_step(directory) if step is None else step
+    folder = _folder(directory)
+    if not (folder / str(step)).is_dir():
+        raise FileNotFoundError(
+            f"no checkpoint of step {step} in {folder}, only of "
+            f"{sorted(ocp.path.step.checkpoint_steps(folder))}"
+        )
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder, item_names=ITEMS, options=options) as manager:
+        place = folder / str(step)
+        return _restore(manager, step, place, abstract_model, prefix=f"{field}.")
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, place: Path, abstract: Any, prefix: str
+) -> Any:
+    leaves, structure = jax.tree.flatten(abstract)
+    here = SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        prefix + name: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf.sharding or here
+        )
+        for name, leaf in zip(leaf_names(abstract), leaves, strict=True)
+    }
+    restore = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    arrays = _read(manager, step, place, state=restore)["state"]
+    return structure.unflatten([arrays[name] for name in wanted])
+
+
+def _read(manager: ocp.CheckpointManager, step: int, place: Path, **items: Any) -> Any:
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:
+        raise ValueError(
+            f"checkpoint {place} cannot be read: it is damaged, or of another model "
+            f"({_brief(error)}). Delete that folder to go on from the one before it"
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Any:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in itertools.chain(old, (key for key in new if key not in old)):
+            yield from _differences(
+                old[key] if key in old else "absent",
+                new[key] if key in new else "absent",
+                f"{name}.{key}" if name else key,
+            )
+    elif old != new:
+        yield f"{name} was {old}, is {new}"

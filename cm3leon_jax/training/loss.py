@@ -1,0 +1,107 @@
+"""The loss: next-token cross-entropy in float32 (paper sections 1.3, 1.7).
+
+Everything is returned as *sums* and counts rather than means, so that sums over
+microbatches, devices or evaluation batches give exactly the mean over all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from cm3leon_jax.vocab import IMAGE, TEXT, Layout
+
+Sums = dict[str, jax.Array]
+
+# What the loss is broken down by: the modality of the target token, and whether it
+# belongs to a moved span (with its sentinel and <eoss>) or to the context.
+GROUPS = ("text", "image", "context", "moved")
+
+
+def token_nll(
+    logits_BLV: jax.Array, targets_BL: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log-likelihood in nats and log Z of every token, both float32 [B, L]."""
+    logits_BLV = logits_BLV.astype(jnp.float32)
+    log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
+    logit_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
+    return log_z_BL - logit_BL, log_z_BL
+
+
+def blockwise_nll(
+    head: Callable[[jax.Array], jax.Array],
+    hidden_BLD: jax.Array,
+    targets_BL: jax.Array,
+    blocks: int,
+) -> tuple[jax.Array, jax.Array]:
+    """`token_nll(head(hidden_BLD), targets_BL)` with only L/blocks logits at a time.
+
+    At 65,536 ids the logits are the largest array of the step; here they are made
+    again in the backward pass, block by block along the length, which no mesh axis
+    splits. Raises ValueError where `blocks` does not divide L.
+    """
+    if blocks == 1:
+        return token_nll(head(hidden_BLD), targets_BL)
+    length = targets_BL.shape[1]
+    if length % blocks:
+        raise ValueError(f"loss_blocks={blocks} does not divide the length {length}")
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], blocks, length // blocks, *x.shape[2:])
+        return x.swapaxes(0, 1)
+
+    def block(_: None, xs: tuple[jax.Array, jax.Array]):
+        hidden, targets = xs
+        return None, token_nll(head(hidden), targets)
+
+    _, stacked = jax.lax.scan(
+        jax.checkpoint(block), None, (split(hidden_BLD), split(targets_BL))
+    )
+    nll_BL, log_z_BL = (x.swapaxes(0, 1).reshape(targets_BL.shape) for x in stacked)
+    return nll_BL, log_z_BL
+
+
+def next_token_loss(
+    head: Callable[[jax.Array], jax.Array],
+    hidden_BLD: jax.Array,
+    targets_BL: jax.Array,
+    weights_BL: jax.Array,
+    moved_BL: jax.Array,
+    *,
+    layout: Layout,
+    blocks: int = 1,
+) -> Sums:
+    """Weighted sums over all targets: `nll`, `z` (log² Z), `count`, and by group.
+
+    `weights_BL` is 0 or 1, `moved_BL` bool. `nll/text`, `count/text`, … break the
+    loss down by `GROUPS`: special tokens and classes are in neither modality, and
+    every token is in one role. All float32 scalars.
+    """
+    nll_BL, log_z_BL = blockwise_nll(head, hidden_BLD, targets_BL, blocks)
+    sums = {
+        "nll": jnp.sum(nll_BL * weights_BL),
+        "z": jnp.sum(jnp.square(log_z_BL) * weights_BL),
+        "count": jnp.sum(weights_BL),
+    }
+    modality_BL = layout.modality(targets_BL)
+    members = (modality_BL == TEXT, modality_BL == IMAGE, ~moved_BL, moved_BL)
+    for name, member_BL in zip(GROUPS, members, strict=True):
+        sums[f"nll/{name}"] = jnp.sum(nll_BL * weights_BL * member_BL)
+        sums[f"count/{name}"] = jnp.sum(weights_BL * member_BL)
+    return sums
+
+
+def means(sums: Sums) -> dict[str, jax.Array]:
+    """Sums -> `loss` and `perplexity`, overall and as `loss/text`, `loss/image`, ….
+
+    A group without tokens is NaN, which the metric writer leaves out.
+    """
+    metrics: dict[str, jax.Array] = {}
+    for name in ("", *(f"/{group}" for group in GROUPS)):
+        count = sums[f"count{name}"]
+        mean = sums[f"nll{name}"] / jnp.where(count > 0, count, jnp.nan)
+        metrics[f"loss{name}"] = mean
+        metrics[f"perplexity{name}"] = jnp.exp(mean)
+    return metrics
