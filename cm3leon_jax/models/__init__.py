@@ -1,0 +1,1 @@
+"""NNX modules, used as immutable pytrees; they know no files, configs or meshes."""

@@ -1,0 +1,52 @@
+"""Causal self-attention in plain XLA: the default of every `attention` argument.
+
+`parallel/kernels.py` has the fused versions for accelerators behind the same signature,
+with this one as their oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# (q_BLHK, k_BLHK, v_BLHK, segments_BL or None) -> out_BLHK in the queries' dtype.
+Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+
+def xla_attention(
+    q_BLHK: jax.Array,
+    k_BLHK: jax.Array,
+    v_BLHK: jax.Array,
+    segments_BL: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(q·k / √K) v over earlier positions; scores and softmax in float32.
+
+    With segment ids a token sees only earlier tokens of its own segment; padding
+    (segment 0) sees padding, so that no row of the softmax is empty:
+
+        segments  1 1 2 2 0        token 3 sees tokens 2 and 3
+    """
+    mask = None
+    if segments_BL is not None:
+        mask = segments_BL[:, None, :, None] == segments_BL[:, None, None, :]
+    return jax.nn.dot_product_attention(
+        q_BLHK, k_BLHK, v_BLHK, mask=mask, is_causal=True, implementation="xla"
+    )
+
+
+def cached_attention(
+    q_BHK: jax.Array, k_BHSK: jax.Array, v_BHSK: jax.Array, visible_BS: jax.Array
+) -> jax.Array:
+    """One query a row against the visible slots of a cache; softmax in float32.
+
+    `visible_BS` is bool; every row must see at least one slot. Returns out_BHK.
+    """
+    scale = q_BHK.shape[-1] ** -0.5
+    scores_BHS = jnp.einsum(
+        "BHK,BHSK->BHS", q_BHK * scale, k_BHSK, preferred_element_type=jnp.float32
+    )
+    scores_BHS = jnp.where(visible_BS[:, None], scores_BHS, -jnp.inf)
+    weights_BHS = jax.nn.softmax(scores_BHS, axis=-1).astype(v_BHSK.dtype)
+    return jnp.einsum("BHS,BHSK->BHK", weights_BHS, v_BHSK)
