@@ -1,0 +1,173 @@
+"""The report: complete when everything is there, standing when nothing is."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cm3leon_jax.config import config_hash
+from cm3leon_jax.evaluation import report
+from cm3leon_jax.evaluation.chart import Series, chart
+
+VOID = {"meta", "img", "input", "line", "path"}
+ATTACK = '<script>alert("x")</script>'
+
+
+class Balanced(HTMLParser):
+    """Collects tags and picture sources; every opened element must be closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.links = [], [], []
+        self.feed(text)
+        assert self.open == [] or self.open == ["html"]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+
+
+def put(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, list):
+        path.write_text("\n".join(map(json.dumps, value)))
+    else:
+        path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A finished quick run, as its stages leave it."""
+    root = tmp_path / "quick"
+    put(root / "config.json", {"name": "shapes", "decoder": {"width": 128}})
+    put(
+        root / "pretrain" / "DONE.json", {"steps": 80, "seconds": 61.5, "tokens": 12345}
+    )
+    steps = [
+        {"step": i, "loss": 6.0 / (1 + i), "loss_text": 5.0, "tokens_per_second": 2e4}
+        for i in range(80)
+    ]
+    steps[40]["validation/loss"] = 0.25
+    put(root / "pretrain" / "metrics.jsonl", steps)
+    put(root / "image_tokenizer" / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
+    score = {"value": 0.8125, "low": 0.79, "high": 0.83, "n": 321}
+    decibels = {"value": 29.8, "low": 29.5, "high": 30.1, "n": 321}
+    put(
+        root / "eval" / "quick.pretrain.json",
+        {
+            **{"protocol": "quick", "checkpoint": "pretrain", "hardware": "2 cores"},
+            "scores": {"text_to_image/objects": score, "reconstruction/psnr": decibels},
+        },
+    )
+    folder = root / "samples" / "text_to_image"
+    pictures = {"sample": "0.png"}
+    put(
+        folder / "index.jsonl",
+        [
+            {"prompt": "a red circle", "pictures": pictures, "ok": True},
+            {"prompt": ATTACK, "pictures": pictures, "ok": False, "note": "no circle"},
+        ],
+    )
+    Image.fromarray(np.full((32, 32, 3), 200, np.uint8)).save(folder / "0.png")
+    return root
+
+
+def test_report_shows_every_part_and_needs_nothing_else(workdir):
+    path = report.write(workdir)
+    assert path == workdir / "report.html"
+    text = path.read_text("utf-8")
+    page = Balanced(text)
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert page.tags.count("svg") == 3  # losses and tokens/s; the tokenizer's loss
+    parts = ["samples", "scores", "curves", "stages", "config"]
+    assert all(f'<section id="{part}">' in text for part in parts)
+    config = json.loads((workdir / "config.json").read_text())
+    for shown in ("a red circle", "1 of 2 judged right", "0.812", "321", "2 cores"):
+        assert shown in text
+    for shown in ("1 min 02 s", "12,345", "29.8", config_hash(config), "no circle"):
+        assert shown in text
+
+
+def test_pictures_are_the_files(workdir):
+    links = Balanced(report.write(workdir).read_text("utf-8")).links
+    pictures = [link for link in links if link.startswith("data:")]
+    data = (workdir / "samples" / "text_to_image" / "0.png").read_bytes()
+    assert len(pictures) == 2
+    assert base64.b64decode(pictures[0].partition("base64,")[2]) == data
+
+
+def test_prompts_are_text_not_markup(workdir):
+    text = report.write(workdir).read_text("utf-8")
+    assert ATTACK not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_pieces_that_are_missing_or_broken_are_left_out(workdir):
+    folder = workdir / "samples" / "text_to_image"
+    lines = [
+        {"caption": "gone", "pictures": {"sample": "none.png"}},
+        {"caption": "outside", "pictures": {"sample": "../../config.json"}},
+        {"caption": "no pictures"},
+    ]
+    put(folder / "index.jsonl", lines)
+    with (workdir / "pretrain" / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 80, "loss": NaN}\n{"step": 81, "lo')
+    (workdir / "config.json").write_text("{")
+    (workdir / "eval" / "torn.json").write_bytes(b"\xff\xfe")
+    (workdir / "sft").mkdir()
+    put(workdir / "eval" / "other.json", {"scores": {"a/b": {"value": None}}})
+    text = report.write(workdir).read_text("utf-8")
+    page = Balanced(text)
+    assert text.count(">missing</div>") == 2
+    assert not [link for link in page.links if link.startswith("data:")]
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE)
+    assert '<section id="config">' not in text
+    assert "begun, not finished" in text  # sft
+
+
+def test_empty_work_directory_gives_a_page(tmp_path):
+    text = report.write(tmp_path).read_text("utf-8")
+    Balanced(text)
+    assert "<section" not in text
+
+
+def test_no_work_directory_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        report.write(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[3.0], [0.31] * 100, [0.0, 0.0], [-5.0, 5.0], [1e-9, 1e9], list(range(1, 5000))],
+    ids=["one", "constant", "zeros", "negative", "wide", "long"],
+)
+@pytest.mark.parametrize("width", [300, 860])
+def test_chart_stays_inside_its_box(values, width):
+    points = [(float(i), float(value)) for i, value in enumerate(values)]
+    svg = chart([Series("loss", points)], width, 200)
+    Balanced(svg)
+    lines = re.findall(r'<path class="[^"]*" d="M([^"]*)"', svg)
+    assert lines
+    for x, y in (map(float, p.split()) for line in lines for p in line.split("L")):
+        assert 0 <= x <= width and 0 <= y <= 200
+    assert len(svg) < 60_000
+    assert len(re.findall("<text", svg)) <= 24
+
+
+def test_validation_shares_the_chart_and_colour_of_training(workdir):
+    text = report.write(workdir).read_text("utf-8")
+    assert 'class="line c0"' in text and 'class="line c0 dashed"' in text
+    assert 'class="line c1"' in text  # loss_text
