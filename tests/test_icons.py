@@ -253,6 +253,20 @@ def test_captions_name_style_tone_and_tags(world):
     assert any("(animal, forest)" in text for text in captions)
 
 
+def test_subject_is_blind_to_gender_direction_and_tone(world):
+    emoji_names = icon_names.EmojiNames(icon_sets.fetch(world.cache))
+    subjects = {
+        emoji_names.subject(name, "noto")
+        for name in (
+            "man-running",
+            "woman-running-facing-right",
+            "person-running-dark-skin-tone",
+        )
+    }
+    assert subjects == {"running"}
+    assert emoji_names.subject("woman", "noto") == "person"
+
+
 def test_render_centres_and_keeps_alpha():
     rgba = icons.render('<rect width="32" height="16" fill="#00f8"/>', 32, 16, 8)
     assert rgba.shape == (8, 8, 4) and rgba.dtype == np.uint8

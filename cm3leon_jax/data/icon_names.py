@@ -18,6 +18,13 @@ from cm3leon_jax.data.icon_sets import SETS, SHORTCODES, load_json
 VALIDATION_PERCENT = 5
 TEST_PERCENT = 5
 _PLAIN_QUOTES = str.maketrans("\u201c\u201d\u2019", '""\'')
+_SAME_SUBJECT = (
+    (re.compile(r",? facing (right|left)$"), ""),
+    (re.compile(r"\b(wo)?man\b"), "person"),
+    (re.compile(r"\b(wo)?men\b"), "people"),
+    (re.compile(r"\b(boy|girl)\b"), "child"),
+    (re.compile(r"^(person|people),? (?=\w)"), ""),
+)
 # These four sets say which code point each of their names draws.
 _CODED_SETS = ("noto", "twemoji", "fluent-emoji-flat", "openmoji")
 _TAG = re.compile(r"[a-z][a-z' -]{2,}")  # no country codes, no ":-)"
@@ -160,9 +167,15 @@ class EmojiNames:
         return self._emoji.get(hexcode or "")
 
     def subject(self, name: str, prefix: str) -> str:
-        """The key of what is drawn, equal for the same subject by several artists."""
+        """The key of what is drawn, equal for the same subject by several artists.
+
+        Man, woman or person, boy or girl, facing left or right are one subject too:
+        artists draw them with the same strokes.
+        """
         emoji = self.find(name, prefix)
         words = emoji.label if emoji else parse(name, prefix).words
+        for pattern, instead in _SAME_SUBJECT:
+            words = pattern.sub(instead, words)
         return _squash(words) or words
 
 

@@ -252,7 +252,7 @@ def _document(
     left, top, width, height = icon.box
     try:
         rgba = render(icon.body, width, height, size, left=left, top=top)
-    except Exception as error:  # resvg raises several types, panics among them
+    except Exception as error:  # whatever one drawing does, the others go on
         return Skipped(icon.id, f"does not render: {' '.join(str(error).split())[:80]}")
     flip_x, flip_y, quarters = icon.turn
     rgba = rgba[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
