@@ -119,10 +119,11 @@ def test_pieces_that_are_missing_or_broken_are_left_out(workdir):
     folder = workdir / "samples" / "text_to_image"
     lines = [
         {"caption": "gone", "pictures": {"sample": "none.png"}},
-        {"caption": "outside", "pictures": {"sample": "../../config.json"}},
+        {"caption": "outside", "pictures": {"sample": "../../secret.png"}},
         {"caption": "no pictures"},
     ]
     put(folder / "index.jsonl", lines)
+    (folder / "0.png").rename(workdir / "secret.png")
     with (workdir / "pretrain" / "metrics.jsonl").open("a") as file:
         file.write('\n{"step": 80, "loss": NaN}\n{"step": 81, "lo')
     (workdir / "config.json").write_text("{")

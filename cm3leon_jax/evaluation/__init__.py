@@ -1,0 +1,1 @@
+"""Measures of finished systems, and the report that shows them."""

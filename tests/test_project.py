@@ -1,0 +1,276 @@
+"""The project around the package: dependencies, set-up, wheel, the README's command."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PYTHONS = ("3.11", "3.12")
+
+
+def normal(requirement: str) -> str:
+    """`tensorflow_datasets>=4; …` as `tensorflow-datasets`."""
+    name = re.match(r"[\w.-]+", requirement)
+    assert name
+    return re.sub(r"[-_.]+", "-", name.group()).lower()
+
+
+def call(*command: str, cwd: Path, env: dict | None = None, seconds: int = 60):
+    # What the test process set for itself is not part of a fresh machine.
+    outside = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV",)}
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=outside | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def succeed(
+    *command: str, cwd: Path, env: dict | None = None, seconds: int = 60
+) -> str:
+    done = call(*command, cwd=cwd, env=env, seconds=seconds)
+    assert done.returncode == 0, (
+        f"{command}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+    )
+    return done.stdout
+
+
+# ------------------------------------------------------------------ pyproject.toml
+
+
+def imported_by_the_package() -> dict[str, str]:
+    found = {}
+    for path in sorted((ROOT / "cm3leon_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            found |= {name.split(".")[0]: path.name for name in names}
+    return found
+
+
+def test_what_the_package_imports_is_declared():
+    extras = PROJECT["optional-dependencies"]
+    optional = [*extras["icons"], *extras["parity"], *extras["tpu"]]
+    declared = {normal(r) for r in [*PROJECT["dependencies"], *optional]}
+    declared |= {"jaxlib"}  # comes with jax, in the same version
+    owners = packages_distributions()
+    for name, where in imported_by_the_package().items():
+        if name == "cm3leon_jax" or name in sys.stdlib_module_names:
+            continue
+        distributions = {normal(owner) for owner in owners.get(name, [name])}
+        assert distributions & declared, f"{where} imports {name}: not declared"
+
+
+def test_licence_is_apache():
+    assert PROJECT["license"] == "Apache-2.0"
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert "Apache License" in text and "Version 2.0, January 2004" in text
+
+
+def test_shell_scripts_parse():
+    scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("tests/*.sh"), ROOT / ".ci/run"]
+    for script in scripts:
+        succeed("bash", "-n", str(script), cwd=ROOT)
+
+
+# ------------------------------------------------------------------ launch/setup.sh
+
+# Stands in for Python: answers every question with yes and notes what pip is asked.
+FAKE_PYTHON = """#!/bin/bash
+case "$*" in *"pip install"*) echo "$*" >>calls ;; esac
+"""
+# What a bare machine has besides bash; nothing that could make an environment.
+BASICS = "sed grep sort head tr cksum cat dirname flock env rm uname".split()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout of the set-up alone, with an empty PATH but for the basics."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "setup.sh", tmp_path / "launch")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in BASICS:
+        if found := shutil.which(name):
+            (tmp_path / "bin" / name).symlink_to(found)
+    return tmp_path
+
+
+def set_up(checkout: Path, *extras: str):
+    bash = shutil.which("bash")
+    assert bash
+    path = {"PATH": str(checkout / "bin")}
+    return call(bash, "launch/setup.sh", *extras, cwd=checkout, env=path)
+
+
+def installs(checkout: Path) -> list[str]:
+    calls = checkout / "calls"
+    lines = calls.read_text().splitlines() if calls.exists() else []
+    return [line.rpartition(" ")[2] for line in lines]
+
+
+def put_python(checkout: Path, place: str, program: str) -> None:
+    path = checkout / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(program)
+    path.chmod(0o755)
+
+
+def test_setup_installs_once_and_extras_add_up(checkout):
+    put_python(checkout, ".venv/bin/python", FAKE_PYTHON)
+    for extras in ((), (), ("dev",), ("dev",), (), ("icons", "dev"), ("icons",)):
+        assert set_up(checkout, *extras).returncode == 0
+    assert installs(checkout) == [".", ".[dev]", ".[dev,icons]"]
+
+
+def test_setup_installs_again_when_the_project_changed(checkout):
+    put_python(checkout, ".venv/bin/python", FAKE_PYTHON)
+    set_up(checkout, "dev")
+    with (checkout / "pyproject.toml").open("a") as file:
+        file.write("# another dependency\n")
+    set_up(checkout)
+    assert installs(checkout) == [".[dev]", ".[dev]"]
+
+
+def test_setup_tries_again_after_a_failure(checkout):
+    put_python(checkout, ".venv/bin/python", FAKE_PYTHON + '[[ "$*" != *install* ]]\n')
+    assert set_up(checkout).returncode != 0
+    assert set_up(checkout).returncode != 0
+    assert installs(checkout) == [".", "."]
+
+
+def test_setup_says_what_to_install_where_python_is_missing_or_old(checkout):
+    for _ in range(2):
+        done = set_up(checkout)
+        assert done.returncode == 1
+        assert "no Python >= 3.11 found. Install one" in done.stderr
+        put_python(checkout, "bin/python3", "#!/bin/bash\nexit 1\n")  # second: too old
+    assert not (checkout / ".venv").exists()
+
+
+def test_setup_refuses_an_unknown_extra(checkout):
+    put_python(checkout, ".venv/bin/python", FAKE_PYTHON)
+    done = set_up(checkout, "gpu")
+    assert done.returncode == 1
+    assert "no extra 'gpu'" in done.stderr
+    assert installs(checkout) == []
+
+
+def test_setup_says_that_an_environment_is_broken(checkout):
+    put_python(checkout, ".venv/bin/python", "#!/bin/bash\nexit 1\n")
+    done = set_up(checkout)
+    assert done.returncode == 1
+    assert "remove it" in done.stderr
+
+
+# ------------------------------------------------------------------ fresh machines
+
+
+def copy_of_the_tree(target: Path) -> Path:
+    """Every file that git would carry, committed or not, and nothing else."""
+    command = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+    names = succeed(*command, cwd=ROOT).split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def interpreter(minor: str) -> str:
+    """A working interpreter of that version, wherever it was put."""
+    home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    uv = Path.home() / ".local" / "share" / "uv" / "python"
+    places = [
+        shutil.which(f"python{minor}"),
+        *sorted(home.glob(f"versions/{minor}.*/bin/python{minor}")),
+        *sorted(uv.glob(f"cpython-{minor}.*/bin/python{minor}")),
+    ]
+    for place in filter(None, places):
+        # A shim may be on PATH without a version behind it.
+        if call(str(place), "-c", "import ensurepip, venv", cwd=ROOT).returncode == 0:
+            return str(place)
+    pytest.skip(f"no Python {minor} on this machine")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    target = tmp_path_factory.mktemp("wheel")
+    tree = copy_of_the_tree(target / "tree")
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps")
+    succeed(*pip, "--wheel-dir", str(target), str(tree), cwd=target, seconds=300)
+    (path,) = target.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_its_data_only(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"cm3leon_jax", f"cm3leon_jax-{PROJECT['version']}.dist-info"}
+    tracked = copy_of_the_tree(wheel.parent / "again") / "cm3leon_jax"
+    expected = {
+        str(path.relative_to(tracked.parent))
+        for path in tracked.rglob("*")
+        if path.is_file()
+    }
+    assert expected <= set(names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("minor", PYTHONS)
+def test_wheel_works_in_an_empty_environment(wheel, minor, tmp_path):
+    """Every module imports; on the other Pythons than ours the fast tests pass too."""
+    succeed(interpreter(minor), "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    pip = (python, "-m", "pip", "install", "--quiet")
+    succeed(*pip, f"{wheel}[icons]", cwd=tmp_path, seconds=600)
+    program = (
+        "import importlib, pkgutil, cm3leon_jax\n"
+        "path, prefix = cm3leon_jax.__path__, 'cm3leon_jax.'\n"
+        "names = [module.name for module in pkgutil.walk_packages(path, prefix)]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(len(names))"
+    )
+    assert int(succeed(python, "-c", program, cwd=tmp_path, seconds=300)) > 10
+    if sys.version_info[:2] == tuple(map(int, minor.split("."))):
+        return
+    tree = copy_of_the_tree(tmp_path / "tree")
+    shutil.rmtree(tree / "cm3leon_jax")  # so that the installed one is tested
+    for needs_a_checkout in ("test_layering.py", "test_project.py"):
+        (tree / "tests" / needs_a_checkout).unlink()
+    tools = [r for r in PROJECT["optional-dependencies"]["dev"] if "pyright" not in r]
+    tools = [r for r in tools if not r.startswith(("cm3leon", "pre-commit", "ruff"))]
+    succeed(*pip, *tools, cwd=tmp_path, seconds=600)
+    pytest_ = (python, "-m", "pytest", "-q", "-m", "not slow")
+    succeed(*pytest_, cwd=tree, seconds=1500)
+
+
+@pytest.mark.slow
+def test_quickstart_on_a_fresh_checkout(tmp_path):
+    """The README's first command: no environment, no work directory, one report."""
+    tree = copy_of_the_tree(tmp_path / "tree")
+    out = succeed("bash", "launch/quickstart.sh", cwd=tree, seconds=2400)
+    last = json.loads(out.strip().splitlines()[-1])
+    report = (tree / last["report"]).read_text("utf-8")
+    assert "<section" in report
+    scores = json.loads((tree / last["scores_file"]).read_text("utf-8"))["scores"]
+    assert scores and all(score["n"] >= 300 for score in scores.values())
