@@ -172,5 +172,6 @@ def _to_png(array: np.ndarray) -> bytes:
     if array.ndim == 2:
         array = array.astype(np.uint8 if array.max() < 256 else np.uint16)
     out = io.BytesIO()
-    Pillow.fromarray(np.ascontiguousarray(array)).save(out, "PNG")
+    # Level 1: a little larger than the default, several times faster.
+    Pillow.fromarray(np.ascontiguousarray(array)).save(out, "PNG", compress_level=1)
     return out.getvalue()

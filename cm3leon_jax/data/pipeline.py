@@ -1,0 +1,238 @@
+"""Rows of training tokens, and batches of them, as pure functions of their number.
+
+Row g of the endless sequence of epochs depends on the records, the settings and the
+seed alone; batch t is always rows [t * B, (t + 1) * B). Workers and processes only
+share that work out, so any of them can stop and go on anywhere (design section 2.7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from cm3leon_jax.data import infill as cm3
+from cm3leon_jax.data.hashing import permute
+from cm3leon_jax.data.infill import InfillConfig
+from cm3leon_jax.data.packing import PackingConfig, Plan
+from cm3leon_jax.data.records import TokenRecords, text_before
+from cm3leon_jax.data.tokenization import Record
+from cm3leon_jax.vocab import Layout
+
+_ORDER = 101  # purpose of the random numbers that shuffle an epoch
+_ENDLESS = 1 << 40  # steps
+
+
+class Rows:
+    """Rows of `row_length + 1` tokens over all epochs. Can be pickled.
+
+    `skipped` counts the records that are too long for a row even without any span.
+    Raises ValueError where the records were made with another vocabulary.
+    """
+
+    def __init__(
+        self,
+        records: TokenRecords,
+        layout: Layout,
+        infill: InfillConfig,
+        packing: PackingConfig,
+        seed: int,
+    ):
+        if records.layout != layout:
+            raise ValueError(
+                f"{records.directory} was tokenized with the vocabulary "
+                f"{records.layout}, not {layout}: run the tokenize_data stage again"
+            )
+        self.records, self.layout, self.seed = records, layout, seed
+        self.infill, self.packing = infill, packing
+        self.skipped = 0
+        if packing.capacity is not None:
+            too_long = records.index["length"] + 2 > packing.capacity
+            self.skipped = int(np.count_nonzero(too_long))
+        self._plan = Plan(self._lengths, len(records), packing)
+
+    def __getstate__(self):
+        return {key: value for key, value in vars(self).items() if key != "_plan"}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self._plan = Plan(self._lengths, len(self.records), self.packing)
+
+    def count(self, epoch: int) -> int:
+        """How many rows an epoch has."""
+        return self._plan.rows(epoch)
+
+    def row(self, number: int) -> dict[str, np.ndarray]:
+        """One row: tokens, segments, positions int32 and moved bool, all [L + 1].
+
+        segments: 1, 2, … per sample (first_fit) or 1 throughout (concatenate), 0 is
+        padding. positions: of a token in its sample (first_fit) or row (concatenate).
+        moved: the token is in a moved span, or is its sentinel or `<eoss>`.
+        """
+        return {key: value[0] for key, value in self.rows([number]).items()}
+
+    def rows(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several rows at once, stacked: cheaper, as records are read together."""
+        parts = self._parts(numbers)
+        samples = self._samples(parts)
+        size, resets = self.packing.row_length + 1, self.packing.kind == "first_fit"
+        shape = (len(numbers), size)
+        batch = {
+            "tokens": np.full(shape, self.layout.pad, np.int32),
+            "segments": np.zeros(shape, np.int32),
+            "positions": np.zeros(shape, np.int32),
+            "moved": np.zeros(shape, bool),
+        }
+        filled, segment = [0] * len(numbers), [0] * len(numbers)
+        count = np.arange(size, dtype=np.int32)
+        for (slot, epoch, part), _ in parts:
+            tokens, moved = samples[epoch, part.position]
+            low, high = filled[slot], filled[slot] + part.stop - part.start
+            segment[slot] += 1
+            filled[slot] = high
+            batch["tokens"][slot, low:high] = tokens[part.start : part.stop]
+            batch["moved"][slot, low:high] = moved[part.start : part.stop]
+            batch["segments"][slot, low:high] = segment[slot] if resets else 1
+            start = 0 if resets else low
+            batch["positions"][slot, low:high] = count[start : start + high - low]
+        return batch
+
+    def record_ids(self, number: int) -> list[str]:
+        """Ids of the records that a row has tokens of."""
+        records = [record for _, record in self._parts([number])]
+        return [record.id for record in self.records.read(records)]
+
+    def _parts(self, numbers: Sequence[int]) -> list[tuple[tuple, int]]:
+        """((slot, epoch, slice of a sample), record) of all rows, in order."""
+        parts = []
+        for slot, number in enumerate(numbers):
+            epoch, row = self._plan.locate(int(number))
+            parts += [(slot, epoch, part) for part in self._plan.slices(epoch, row)]
+        records = np.zeros(len(parts), np.int64)
+        epochs = np.array([epoch for _, epoch, _ in parts])
+        positions = np.array([part.position for _, _, part in parts])
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            records[mine] = self._order(int(epoch), positions[mine])
+        return list(zip(parts, records.tolist(), strict=True))
+
+    def _order(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Positions in the shuffled epoch -> records."""
+        return permute(positions, len(self.records), self.seed, epoch, _ORDER)
+
+    def _draw(self, epoch: int, records: np.ndarray) -> cm3.Draws:
+        return cm3.draw(
+            self.infill,
+            self.records.index[records],
+            records,
+            epoch=epoch,
+            seed=self.seed,
+            sentinels=len(self.layout.sentinels),
+            capacity=self.packing.capacity,
+        )
+
+    def _lengths(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        return self._draw(epoch, self._order(epoch, positions)).length
+
+    def _samples(self, parts) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+        """(tokens, moved) of each (epoch, position) that is used."""
+        wanted: dict[int, dict[int, int]] = {}
+        for (_, epoch, part), record in parts:
+            wanted.setdefault(epoch, {})[part.position] = record
+        samples = {}
+        for epoch, by_position in wanted.items():
+            numbers = np.array(list(by_position.values()), np.int64)
+            draws = self._draw(epoch, numbers)
+            points = cm3.place_points(draws, numbers, epoch=epoch, seed=self.seed)
+            records = self.records.read(numbers)
+            for k, position in enumerate(by_position):
+                samples[epoch, position] = build_sample(
+                    records[k], draws, k, points[k], self.layout
+                )
+        return samples
+
+
+def build_sample(
+    record: Record, draws: cm3.Draws, k: int, points: np.ndarray, layout: Layout
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sample of a record under draw number `k`: tokens int32 and moved bool, [length].
+
+    With a region hidden, visible codes are those of the blanked picture (an encoder
+    that looks around has seen no hidden pixel), moved ones those of the full picture.
+    """
+    tokens = np.empty(len(record.tokens) + 2, np.int32)
+    tokens[0] = tokens[-1] = layout.eos
+    tokens[1:-1] = record.tokens
+    order = None
+    if draws.mode[k] == cm3.REGION:
+        spans, order = _hide_region(tokens, record, draws, k, layout)
+    elif draws.mode[k] == cm3.SEGMENT:
+        spans = [cm3.pick_segment(record.bounds + 1, points[0])]
+    else:
+        spans = cm3.place_spans(int(draws.spans[k]), record.bounds + 1, points)
+    sample = cm3.infill(tokens, spans, layout, order) if spans else tokens
+    if len(sample) != draws.length[k]:
+        raise ValueError(
+            f"record {record.id!r} is not the one that the index tells of: remove the "
+            "token cache and run the tokenize_data stage again"
+        )
+    moved = np.zeros(len(sample), bool)
+    if spans:
+        kept = len(tokens) + len(spans) - sum(stop - start for start, stop in spans)
+        moved[kept - 1 : -1] = True
+    return sample, moved
+
+
+def _hide_region(tokens, record: Record, draws: cm3.Draws, k: int, layout: Layout):
+    """Put the blanked picture's visible codes into `tokens`; spans and their order."""
+    region = record.regions[draws.region[k]]
+    start, stop = (record.bounds[region.segment] + 1).tolist()
+    hidden = region.cells.ravel()
+    codes = layout.image_ids(region.codes).ravel()
+    tokens[start:stop] = np.where(hidden, tokens[start:stop], codes)
+    spans = [(start + a, start + b) for a, b in cm3.regions.runs(region.cells).tolist()]
+    if not draws.with_text[k]:
+        return spans, None
+    text = text_before(record, region.segment, layout)
+    # The text is the last to be written, when its picture is whole again.
+    order = [*range(1, len(spans) + 1), 0]
+    return [(int(text[0]) + 1, int(text[1]) + 1), *spans], order
+
+
+def batches(
+    rows: Rows,
+    *,
+    batch_size: int,
+    process_index: int,
+    process_count: int,
+    workers: int,
+    start_step: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's part of batch `start_step`, `start_step` + 1, … without end.
+
+    Arrays as in `Rows.row` with a leading axis of batch_size / process_count, and
+    "row": int64, the global row numbers. `workers` child processes build them (0: a
+    thread of this one); the bytes are the same for any number of either.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide among {process_count} processes"
+        )
+    local = batch_size // process_count
+
+    def build(step: int) -> dict[str, Any]:
+        first = step * batch_size + process_index * local
+        numbers = np.arange(first, first + local, dtype=np.int64)
+        return {**rows.rows(numbers), "row": numbers}
+
+    steps = grain.MapDataset.range(start_step, _ENDLESS).map(build)
+    dataset = steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    )
+    if workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        )
+    return iter(dataset)
