@@ -119,7 +119,8 @@ def step(
     if read_B is None:
         read_B = jnp.ones(token_B.shape, bool)
     seen_BS = cache.visible_BS | (jnp.arange(cache.visible_BS.shape[1]) == cache.slot)
-    positions_B1 = cache.length_B[:, None]
+    # Rows that read nothing may have no position left; NaN in a hidden slot spreads.
+    positions_B1 = jnp.where(read_B, cache.length_B, 0)[:, None]
     x_B1D = decoder.model.embeddings(token_B[:, None], positions_B1, shard)
     keys, values = [], []
     for block, k_BHSK, v_BHSK in zip(decoder.blocks, cache.k, cache.v, strict=True):

@@ -1,0 +1,233 @@
+"""Prompts and scripts in plain numpy: what the model reads, what it then has to write.
+
+A script says for every position after the prompt what may stand there:
+
+    id >= 0   this token, forced; <pad> forces nothing and is not read
+    IMAGE     an image code
+    TEXT      a text piece, or <eoss>: the rest of the run stays <pad>. The last
+              position of a run is <eoss> at the latest, so that every span is closed
+    FREE      text, <break>, whole images, <eos>: the rest of the run stays <pad>
+
+The forms are those of training samples (paper sections 1.6, 1.7), for example
+
+    text to image   <eos> text <break>                            IMAGE × N
+    caption         <eos> <s0> <break> image <s0>                 TEXT × (max + 1)
+    region          <eos> text <break> i0 <s0> i3 <s0>            IMAGE × 2  <eoss>
+
+A guided prompt has a second stream in which the text is hidden, `<eos> <s0> <break>`;
+both streams are given the same sampled tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cm3leon_jax.tokenizers import regions
+from cm3leon_jax.vocab import Layout
+
+IMAGE, TEXT, FREE = -1, -2, -3
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One request: per guidance stream a prompt (any lengths) and a script (one length,
+    the same sampled positions). Ids are int32."""
+
+    streams: tuple[np.ndarray, ...]
+    scripts: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts as arrays: `prompt_GBL` padded on the right, `length_GB`, `script_GBT`
+    ended by <pad>. L and T are rounded up so that few shapes are ever compiled."""
+
+    prompt_GBL: np.ndarray
+    length_GB: np.ndarray
+    script_GBT: np.ndarray
+
+
+def text_to_image(
+    layout: Layout, pieces: Sequence[int], image_tokens: int, *, guided: bool = False
+) -> Prompt:
+    """Text pieces -> `image_tokens` image codes in raster order."""
+    streams = [_ids(layout.eos, layout.text_ids(pieces), layout.brk)]
+    if guided:
+        streams.append(_ids(layout.eos, layout.sentinels[0], layout.brk))
+    script = np.full(image_tokens, IMAGE, np.int32)
+    return Prompt(tuple(streams), (script,) * len(streams))
+
+
+def caption(layout: Layout, codes: np.ndarray, max_text: int) -> Prompt:
+    """The codes of a picture (any shape, raster order) -> at most `max_text` pieces."""
+    image_ids = layout.image_ids(codes).reshape(-1)
+    return text_infill(layout, (None, [layout.brk], image_ids), max_text)
+
+
+def text_infill(
+    layout: Layout, parts: Sequence[Sequence[int] | np.ndarray | None], max_text: int
+) -> Prompt:
+    """A document with holes -> at most `max_text` pieces for each hole, in order.
+
+    `parts` are runs of ids (text pieces as ids, `<break>`, image ids) with None for
+    each hole. Raises ValueError without a hole or with more holes than sentinels.
+    """
+    if max_text < 1:
+        raise ValueError(f"max_text={max_text} must be at least 1")
+    holes = sum(part is None for part in parts)
+    if holes == 0:
+        raise ValueError("nothing to fill in: the document has no hole")
+    sentinels = iter(_sentinels(layout, holes))
+    body = [next(sentinels) if part is None else part for part in parts]
+    run = np.full(max_text + 1, TEXT, np.int32)
+    script = [run]
+    for sentinel in _sentinels(layout, holes)[1:]:
+        script += [sentinel, run]
+    prompt = _ids(layout.eos, *body, layout.sentinels[0])
+    return Prompt((prompt,), (_ids(*script),))
+
+
+def region_infill(
+    layout: Layout,
+    codes_YX: np.ndarray,
+    cells_YX: np.ndarray,
+    pieces: Sequence[int] | None = None,
+    *,
+    guided: bool = False,
+) -> Prompt:
+    """A picture with hidden cells -> the codes of those cells.
+
+    `codes_YX` must be the codes of the *blanked* picture (design 2.13), `cells_YX` is
+    bool, True = hidden: each horizontal run is a span. `pieces` describe the picture;
+    None hides the text too. `guided` adds the stream with hidden text, whose sentinels
+    count the text first. Raises ValueError for an empty region, for more runs than
+    sentinels, or for guidance without text.
+    """
+    if cells_YX.shape != codes_YX.shape or cells_YX.dtype != np.bool_:
+        raise ValueError(
+            f"cells are bool {list(codes_YX.shape)} like the codes, got "
+            f"{cells_YX.dtype} {list(cells_YX.shape)}"
+        )
+    spans = regions.runs(cells_YX)
+    if len(spans) == 0:
+        raise ValueError("nothing to fill in: the mask hides no cell")
+    if guided and pieces is None:
+        raise ValueError("guidance needs a text that one of the two streams hides")
+    image_L = layout.image_ids(codes_YX).reshape(-1)
+    streams, scripts = [], []
+    for text in (pieces, None) if guided else (pieces,):
+        hidden = _sentinels(layout, len(spans) + (text is None))
+        shown = hidden[:1] if text is None else layout.text_ids(text)
+        body, script, seen = [], [], 0
+        for sentinel, (start, stop) in zip(hidden[-len(spans) :], spans, strict=True):
+            body += [image_L[seen:start], sentinel]
+            script += [sentinel, np.full(stop - start, IMAGE, np.int32), layout.eoss]
+            seen = stop
+        streams.append(_ids(layout.eos, shown, layout.brk, *body, image_L[seen:]))
+        scripts.append(_ids(*script))
+    return Prompt(tuple(streams), tuple(scripts))
+
+
+def free(prompt: Sequence[int] | np.ndarray, length: int) -> Prompt:
+    """Ids of the beginning of a document -> at most `length` tokens after it."""
+    return Prompt((_ids(prompt),), (np.full(length, FREE, np.int32),))
+
+
+def stack(prompts: Sequence[Prompt], layout: Layout, limit: int) -> Batch:
+    """Prompts of one number of streams as a batch.
+
+    `limit` is the decoder's length. Raises ValueError for a prompt that with its script
+    does not fit, naming the prompt.
+    """
+    if not prompts:
+        raise ValueError("no prompts: give at least one")
+    streams = len(prompts[0].streams)
+    if any(len(p.streams) != streams for p in prompts):
+        raise ValueError("prompts with and without guidance in one batch: split them")
+    for i, prompt in enumerate(prompts):
+        for ids, script in zip(prompt.streams, prompt.scripts, strict=True):
+            total = len(ids) + int((script != layout.pad).sum())
+            if total > limit:
+                raise ValueError(
+                    f"prompt {i} has {len(ids)} tokens and {total - len(ids)} to come, "
+                    f"but the context holds {limit}: shorten the text"
+                )
+            if len(ids) == 0 or len(script) != len(prompt.scripts[0]):
+                raise ValueError(f"prompt {i}: an empty stream or unequal scripts")
+            if not np.array_equal(_sampled(script), _sampled(prompt.scripts[0])):
+                raise ValueError(f"prompt {i}: its streams sample at other positions")
+    longest = max(len(ids) for p in prompts for ids in p.streams)
+    length = min(bucket(longest), limit)
+    steps = bucket(max(len(p.scripts[0]) for p in prompts))
+    shape = (streams, len(prompts))
+    batch = Batch(
+        np.full((*shape, length), layout.pad, np.int32),
+        np.zeros(shape, np.int32),
+        np.full((*shape, steps), layout.pad, np.int32),
+    )
+    for b, prompt in enumerate(prompts):
+        for g, (ids, script) in enumerate(
+            zip(prompt.streams, prompt.scripts, strict=True)
+        ):
+            batch.prompt_GBL[g, b, : len(ids)] = ids
+            batch.length_GB[g, b] = len(ids)
+            batch.script_GBT[g, b, : len(script)] = script
+    return batch
+
+
+def bucket(length: int) -> int:
+    """The next of 8, 12, 16, 24, 32, 48, 64, …: at most half as much again."""
+    size = 8
+    while size < length:
+        size += size // 2 if size & (size - 1) == 0 else size // 3
+    return size
+
+
+def texts(tokens_T: np.ndarray, layout: Layout) -> list[np.ndarray]:
+    """The text pieces of each span that `generate` wrote, in the order written."""
+    spans, run = [], []
+    for token in tokens_T.tolist():
+        if token == layout.eoss:
+            spans.append(layout.pieces(run))
+            run = []
+        elif token in layout.text:
+            run.append(token)
+    return spans
+
+
+def codes(tokens_T: np.ndarray, layout: Layout) -> np.ndarray:
+    """The image codes that `generate` wrote, in order, int32."""
+    return layout.codes(tokens_T[_inside(tokens_T, layout.image)])
+
+
+def fill(
+    codes_YX: np.ndarray, cells_YX: np.ndarray, tokens_T: np.ndarray, layout: Layout
+) -> np.ndarray:
+    """A picture's codes with its hidden cells filled: visible codes are copied."""
+    filled_YX = np.array(codes_YX, np.int32)
+    filled_YX[cells_YX] = codes(tokens_T, layout)
+    return filled_YX
+
+
+def _ids(*parts) -> np.ndarray:
+    return np.concatenate([np.atleast_1d(np.asarray(p, np.int32)) for p in parts])
+
+
+def _inside(ids: np.ndarray, part: range) -> np.ndarray:
+    return (ids >= part.start) & (ids < part.stop)
+
+
+def _sampled(script: np.ndarray) -> np.ndarray:
+    return np.where(script < 0, script, 0)
+
+
+def _sentinels(layout: Layout, count: int) -> list[int]:
+    if count > len(layout.sentinels):
+        raise ValueError(
+            f"{count} spans need as many sentinels, but the vocabulary has "
+            f"{len(layout.sentinels)}: hide a simpler region"
+        )
+    return list(layout.sentinels[:count])
