@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from cm3leon_jax.data import infill as cm3
 from cm3leon_jax.data.hashing import permute
@@ -232,7 +233,20 @@ def batches(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     )
     if workers:
+        # Grain's workers read its flags; a notebook has no `app.run` to parse any.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         )
-    return iter(dataset)
+    return _plain(iter(dataset))
+
+
+def _plain(iterator: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Batches as arrays of our own: Grain's live in memory shared with its workers,
+    which must be given back, and must not end up as a device's buffer."""
+    try:
+        for batch in iterator:
+            yield {key: np.array(value) for key, value in batch.items()}
+    finally:
+        iterator.close()
