@@ -1,7 +1,7 @@
 """Checkpoints: state, data position and settings, written by Orbax in the background.
 
     DIRECTORY/checkpoints/STEP/state   every array, by its path in the state
-    DIRECTORY/checkpoints/STEP/meta    {"position": …, "settings": …} as JSON
+    DIRECTORY/checkpoints/STEP/meta    {"position", "settings", "arrays"} as JSON
 
 A step's folder gets its final name only once it is whole, and older checkpoints are
 removed after that, so neither a kill nor a full disk costs a checkpoint. Arrays are
@@ -65,7 +65,8 @@ class Checkpoints:
         previous write failed; the checkpoints before it are whole.
         """
         arrays = dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
-        meta = {"position": position, "settings": self.settings}
+        kinds = {name: _kind(array) for name, array in arrays.items()}
+        meta = {"position": position, "settings": self.settings, "arrays": kinds}
         try:
             self.manager.save(
                 step,
@@ -102,15 +103,14 @@ class Checkpoints:
         if step is None:
             return None
         place = self.folder / str(step)
-        meta = _read(self.manager, step, place, meta=ocp.args.JsonRestore())["meta"]
+        meta = _read_meta(place)
         different = list(_differences(meta["settings"], self.settings))
         if different:
             raise ValueError(
                 f"checkpoint {place} was made with other settings: "
                 f"{'; '.join(different[:5])}. Use those, or another directory"
             )
-        state = _restore(self.manager, step, place, abstract_state, prefix="")
-        return state, meta["position"]
+        return _restore(place, meta, abstract_state, prefix=""), meta["position"]
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -156,39 +156,55 @@ def load_model(
             f"no checkpoint of step {step} in {folder}, only of "
             f"{sorted(ocp.path.step.checkpoint_steps(folder))}"
         )
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(folder, item_names=ITEMS, options=options) as manager:
-        place = folder / str(step)
-        return _restore(manager, step, place, abstract_model, prefix=f"{field}.")
+    place = folder / str(step)
+    return _restore(place, _read_meta(place), abstract_model, prefix=f"{field}.")
 
 
-def _restore(
-    manager: ocp.CheckpointManager, step: int, place: Path, abstract: Any, prefix: str
-) -> Any:
+def _kind(array: Any) -> str:
+    """What a leaf is, as `float32[16, 128]`."""
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _read_meta(place: Path) -> dict[str, Any]:
+    handler = ocp.JsonCheckpointHandler()
+    return _read(place, "meta", handler, ocp.args.JsonRestore())
+
+
+def _restore(place: Path, meta: dict[str, Any], abstract: Any, prefix: str) -> Any:
+    """The leaves of `abstract` whose saved names start with `prefix`, as its tree."""
     leaves, structure = jax.tree.flatten(abstract)
     here = SingleDeviceSharding(jax.devices()[0])
+    names = [prefix + name for name in leaf_names(abstract)]
+    for name, leaf in zip(names, leaves, strict=True):
+        saved = meta["arrays"][name] if name in meta["arrays"] else "absent"
+        if saved != _kind(leaf):
+            raise ValueError(
+                f"checkpoint {place} is of another model: {name} is {saved} there and "
+                f"{_kind(leaf)} here. Use the config that it was made with"
+            )
     wanted = {
-        prefix + name: jax.ShapeDtypeStruct(
+        name: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=leaf.sharding or here
         )
-        for name, leaf in zip(leaf_names(abstract), leaves, strict=True)
+        for name, leaf in zip(names, leaves, strict=True)
     }
     restore = ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
         partial_restore=True,
     )
-    arrays = _read(manager, step, place, state=restore)["state"]
-    return structure.unflatten([arrays[name] for name in wanted])
+    arrays = _read(place, "state", ocp.PyTreeCheckpointHandler(), restore)
+    return structure.unflatten([arrays[name] for name in names])
 
 
-def _read(manager: ocp.CheckpointManager, step: int, place: Path, **items: Any) -> Any:
+def _read(place: Path, item: str, handler: Any, args: Any) -> Any:
     try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+        with ocp.Checkpointer(handler) as checkpointer:
+            return checkpointer.restore(place / item, args=args)
     except Exception as error:
         raise ValueError(
-            f"checkpoint {place} cannot be read: it is damaged, or of another model "
-            f"({_brief(error)}). Delete that folder to go on from the one before it"
+            f"checkpoint {place} cannot be read, it is damaged ({_brief(error)}). "
+            "Delete that folder to go on from the one before it"
         ) from error
 
 

@@ -1,0 +1,234 @@
+import dataclasses
+import json
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_training as tiny
+
+from cm3leon_jax.parallel.rules import Rules
+from cm3leon_jax.training import loop, metrics
+from cm3leon_jax.training.checkpoint import Checkpoints, latest_step
+from cm3leon_jax.training.metrics import MetricWriter, Progress, Work, peak_flops
+from cm3leon_jax.training.prefetch import Prefetch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A state that is no TrainState: two parameters with two optimizers' slots."""
+
+    step: jax.Array
+    a: jax.Array
+    b: dict[str, jax.Array]
+
+
+def init(key):
+    return Pair(jnp.int32(0), jax.random.normal(key, (4,)), {"slot": jnp.zeros((2,))})
+
+
+def update(state, batch):
+    value = jnp.mean(batch["x"])
+    new = Pair(state.step + 1, state.a + value, {"slot": state.b["slot"] - value})
+    return new, {"loss": value * jnp.sum(new.a), "grad_norm_b": value}
+
+
+def feed(start, *, bad=None, end=10**9):
+    for t in range(start, end):
+        x = np.full((8, 3), np.nan if t == bad else t, np.float32)
+        yield {"x": x, "row": np.arange(8) + 8 * t, "note": "stays on the host"}
+
+
+def train(directory, steps=10, **changes):
+    config = {"steps": steps, "log_every": 2, "checkpoint_every": 4}
+    config |= changes.pop("loop", {})
+    arguments = {"batches": feed, "step_fn": update, "settings": {"x": 1}} | changes
+    return loop.run(
+        config=loop.LoopConfig(**config),
+        init_fn=init,
+        directory=directory,
+        mesh=tiny.mesh_of(8, 1, 1),
+        rules=Rules(),
+        work=Work(unit="images", per_step=8, flops_per_step=1e6, peak_flops=1e9),
+        **arguments,
+    )
+
+
+def test_any_state_trains_logs_and_saves(tmp_path):
+    scores = []
+
+    def evaluate(state):
+        scores.append(int(state.step))
+        return {"sum": float(state.b["slot"].sum())}
+
+    state = train(tmp_path, evaluations={"check": (4, evaluate)})
+    assert int(state.step) == 10 and float(state.b["slot"][0]) == -45.0
+    assert scores == [4, 8, 10]  # every 4 updates, and at the end
+    lines = metrics.read(tmp_path)
+    logged = [line["step"] for line in lines if "loss" in line]
+    assert logged == [2, 4, 6, 8, 10]
+    checks = {line["step"]: line["check/sum"] for line in lines if "check/sum" in line}
+    assert checks == {4: -12.0, 8: -56.0, 10: -90.0}
+    assert all(line["images_per_second"] > 0 for line in lines[1:] if "loss" in line)
+    assert lines[-2]["mfu"] == pytest.approx(
+        lines[-2]["images_per_second"] / 8 * 1e6 / 1e9
+    )
+    assert latest_step(tmp_path) == 10
+    assert any((tmp_path / "tensorboard").iterdir())
+    again = train(tmp_path)  # is done: trains no more, returns what was saved
+    np.testing.assert_array_equal(again.a, state.a)
+    assert metrics.read(tmp_path) == lines
+
+
+def test_a_finished_run_is_not_shortened(tmp_path):
+    train(tmp_path, steps=4)
+    with pytest.raises(ValueError, match="already at step 4, loop.steps=2"):
+        train(tmp_path, steps=2)
+
+
+def test_a_bad_batch_stops_the_run_and_names_its_records(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 7: loss nan.*bad_batch.json"):
+        train(
+            tmp_path,
+            batches=lambda start: feed(start, bad=6),
+            batch_ids=lambda host: [f"record {row}" for row in host["row"]],
+        )
+    report = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert report["step"] == 7
+    assert report["rows"] == list(range(48, 56))
+    assert report["records"][0] == "record 48"
+    assert latest_step(tmp_path) == 4
+    state = train(tmp_path)  # mended
+    assert np.isfinite(state.a).all() and int(state.step) == 10
+
+
+def test_a_state_gone_bad_is_never_saved(tmp_path):
+    def explode(state, batch):
+        new, values = update(state, batch)
+        bad = new.step == 4  # where a checkpoint is due; the loss is still finite
+        values["grad_norm_b"] = jnp.where(bad, jnp.inf, values["grad_norm_b"])
+        return new, values
+
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(tmp_path, step_fn=explode, loop={"checkpoint_every": 2})
+    assert latest_step(tmp_path) == 2
+
+
+def test_what_goes_wrong_with_the_data_is_said(tmp_path):
+    with pytest.raises(ValueError, match="batches end after 5 steps, loop.steps=10"):
+        train(tmp_path, batches=lambda start: feed(start, end=5))
+    assert latest_step(tmp_path) == 4  # written in the background, and waited for
+
+    def broken(start):
+        yield from feed(start, end=6)
+        raise KeyError("a corrupt record")
+
+    with pytest.raises(KeyError, match="a corrupt record"):
+        train(tmp_path, batches=broken)
+
+
+def test_a_failed_write_stops_the_run_with_its_mend(tmp_path, monkeypatch):
+    train(tmp_path, steps=4)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    from orbax.checkpoint import CheckpointManager
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointManager, "save", full)
+        with pytest.raises(OSError, match="No space left.*step 4 is whole.*make room"):
+            train(tmp_path)
+    assert int(train(tmp_path).step) == 10
+
+
+def test_another_config_is_refused(tmp_path):
+    train(tmp_path, steps=4)
+    with pytest.raises(ValueError, match="x was 1, is 2"):
+        train(tmp_path, settings={"x": 2})
+
+
+def test_metrics_of_a_killed_run_are_cut_back(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1.0 / step, "loss/moved": float("nan")})
+    writer.close()
+    with (tmp_path / metrics.FILE).open("a") as file:
+        file.write('{"step": 4, "lo')  # cut off in the middle
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 2, 3]
+    MetricWriter(tmp_path, 2).close()
+    assert metrics.read(tmp_path) == [
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+    ]
+
+
+def test_prefetch_works_ahead_and_ends_its_thread():
+    made = []
+
+    def make():
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    before = threading.active_count()
+    with Prefetch(make, lambda i: i * i, 2) as items:
+        assert [next(items) for _ in range(3)] == [0, 1, 4]
+        deadline = time.monotonic() + 10
+        while len(made) < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(made) == 6  # three taken, two waiting, one in hand
+    assert threading.active_count() == before
+    with Prefetch(lambda: iter([1]), lambda i: i, 2) as items:
+        assert list(items) == [1] and list(items) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
+    terminal, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    progress = Progress(5, 10, "pretrain")
+    for _ in range(4):
+        progress.advance()
+        progress.show("loss 2.0")
+    progress.show("scored", always=True)
+    progress.close()
+    out, err = capsys.readouterr()
+    assert out == ""  # the last line of stdout belongs to the caller
+    assert "loss 2.0" in err
+    if terminal:
+        assert "\r" in err and "9/10" in err
+    else:
+        lines = err.splitlines()
+        assert [line.split("  ")[1] for line in lines] == ["loss 2.0", "scored"]
+        assert lines[1].startswith("pretrain 9/10") and lines[1].endswith("s left")
+
+
+def test_rates():
+    work = Work(unit="tokens", per_step=1000, flops_per_step=2e12, peak_flops=1e13)
+    assert work.rates(5, 2.0) == {"tokens_per_second": 2500.0, "mfu": 0.5}
+    assert Work(unit="rows", per_step=4).rates(1, 2.0) == {"rows_per_second": 2.0}
+    assert peak_flops(jax.devices()[0]) is None  # nobody publishes a CPU's
+
+    class Fake:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    assert peak_flops(Fake()) == 989e12
+
+
+@pytest.mark.parametrize("name", ["steps", "log_every", "checkpoint_every", "keep"])
+def test_impossible_settings_are_named(name):
+    settings = {"steps": 1, "log_every": 1, "checkpoint_every": 1} | {name: 0}
+    with pytest.raises(ValueError, match=f"loop.{name}=0"):
+        loop.LoopConfig(**settings)
+
+
+def test_checkpoints_wait_for_the_last_write(tmp_path):
+    with Checkpoints(tmp_path, settings={}, keep=1) as checkpoints:
+        checkpoints.save(1, {"x": jnp.ones(3)}, position=1)
+    assert latest_step(tmp_path) == 1

@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny_training as tiny
+from jax.sharding import PartitionSpec as P
+
+from cm3leon_jax.parallel.rules import AxisTable, Rules, shard_fn, shardings
+from cm3leon_jax.training.checkpoint import leaf_names
+
+
+def placements(mesh):
+    abstract = jax.eval_shape(tiny.init, jax.random.key(0))
+    leaves = jax.tree.leaves(shardings(abstract, mesh, tiny.RULES))
+    return dict(zip(leaf_names(abstract), leaves, strict=True))
+
+
+def test_parameters_follow_the_table_and_moments_follow_the_parameters():
+    specs = {name: s.spec for name, s in placements(tiny.mesh_of(2, 2, 2)).items()}
+    assert specs["model.embed"] == P("tensor", "fsdp")
+    assert specs["model.blocks.w_up"] == P(None, "fsdp", "tensor")
+    assert specs["model.blocks.w_out"] == P(None, "tensor", None, "fsdp")
+    assert specs["step"] == P()
+    for name in [name for name in specs if name.startswith("model.")]:
+        moments = [m for m in specs if m.endswith(name.removeprefix("model"))]
+        assert len(moments) == 3  # the parameter, mu, nu
+        assert {specs[moment] for moment in moments} == {specs[name]}
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
+def test_initialisation_never_holds_the_whole_state_on_one_device(sizes):
+    mesh = tiny.mesh_of(*sizes)
+    abstract = jax.eval_shape(tiny.init, jax.random.key(0))
+    placement = shardings(abstract, mesh, tiny.RULES)
+    init = jax.jit(tiny.init, out_shardings=placement)
+    state = init(jax.random.key(0))
+    parts = sizes[1] * sizes[2]
+    per_device = whole = 0
+    for leaf in jax.tree.leaves(state.model):
+        whole += leaf.nbytes
+        per_device += leaf.addressable_shards[0].data.nbytes
+    # Learned positions are split over fsdp only, everything else over both.
+    assert per_device <= whole / parts * 1.1
+    assert {s.device for s in state.model.embed[...].addressable_shards} == set(
+        mesh.devices.flat
+    )
+    # Nor does the compiled program: all that it makes is made in parts. (A copy of
+    # the whole would be counted among its temporaries or its outputs.)
+    memory = init.lower(jax.random.key(0)).compile().memory_analysis()
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert memory.output_size_in_bytes < state_bytes / parts * 1.1 + 1024
+    if parts == 8:
+        assert memory.temp_size_in_bytes < whole
+
+
+def test_the_initial_state_is_the_same_on_every_mesh():
+    def initial(mesh):
+        abstract = jax.eval_shape(tiny.init, jax.random.key(0))
+        init = jax.jit(tiny.init, out_shardings=shardings(abstract, mesh, tiny.RULES))
+        return jax.device_get(init(jax.random.key(3)).model)
+
+    one, eight = initial(tiny.mesh_of(1, 1, 1)), initial(tiny.mesh_of(2, 2, 2))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        assert (a == b).all()
+
+
+def test_activations_are_placed_by_the_computing_table():
+    mesh = tiny.mesh_of(2, 2, 2)
+    shard = shard_fn(mesh, tiny.RULES)
+    x_BLF = jax.jit(lambda x: shard(x, ("batch", "length", "mlp")))(jnp.ones((8, 4, 6)))
+    assert x_BLF.sharding.spec == P(("data", "fsdp"), None, "tensor")
+
+
+def test_what_cannot_be_placed_is_named():
+    mesh = tiny.mesh_of(1, 8, 1)
+    with pytest.raises(ValueError, match="'bogus'.*not one of"):
+        tiny.RULES.store.spec(("embed", "bogus"))
+    with pytest.raises(ValueError, match="mesh axis twice"):
+        AxisTable(embed=("fsdp",), mlp=("fsdp",)).spec(("embed", "mlp"))
+    with pytest.raises(ValueError, match="no axis of the mesh"):
+        AxisTable(embed=("model",))
+    rules = Rules(store=AxisTable(layers=("fsdp",)))
+    abstract = jax.eval_shape(tiny.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"blocks.*dimension of 2 .* 8 devices"):
+        shardings(abstract, mesh, rules)

@@ -1,0 +1,122 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_training as tiny
+
+from cm3leon_jax.parallel.rules import batch_sharding, shardings
+from cm3leon_jax.training import step
+from cm3leon_jax.training.loss import GROUPS
+
+
+@functools.cache
+def losses(sizes: tuple[int, int, int], config: step.StepConfig, steps: int):
+    """The metrics of the first steps of the real decoder on a mesh."""
+    mesh = tiny.mesh_of(*sizes)
+    abstract = jax.eval_shape(tiny.init, jax.random.key(0))
+    placement = shardings(abstract, mesh, tiny.RULES)
+    state = jax.jit(tiny.init, out_shardings=placement)(jax.random.key(0))
+    update = jax.jit(
+        tiny.step_fn(mesh, config), donate_argnums=0, out_shardings=(placement, None)
+    )
+    history = []
+    for t in range(steps):
+        batch = jax.device_put(tiny.device_batch(t), batch_sharding(mesh, tiny.RULES))
+        state, metrics = update(state, batch)
+        history.append(jax.device_get(metrics))
+    assert int(state.step) == steps
+    return {key: np.array([m[key] for m in history]) for key in history[0]}
+
+
+def test_the_first_loss_is_ln_v_and_then_it_falls():
+    metrics = losses((1, 1, 1), tiny.STEP, 20)
+    assert metrics["loss"][0] == pytest.approx(math.log(tiny.LAYOUT.size), rel=1e-6)
+    assert metrics["perplexity"][0] == pytest.approx(tiny.LAYOUT.size, rel=1e-5)
+    assert metrics["loss"][-1] < metrics["loss"][0] - 0.3
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_the_mesh_does_not_change_the_losses(sizes):
+    one, many = losses((1, 1, 1), tiny.STEP, 20), losses(sizes, tiny.STEP, 20)
+    np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-5)
+    for group in GROUPS:
+        np.testing.assert_allclose(
+            many[f"loss/{group}"], one[f"loss/{group}"], rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 1)])
+def test_accumulation_is_exact(sizes):
+    # Each part has another number of tokens: a mean of means would be off.
+    parts = step.StepConfig(segmented=True, microbatches=2, loss_blocks=4)
+    whole, cut = losses((1, 1, 1), tiny.STEP, 20), losses(sizes, parts, 20)
+    counts = [
+        step.loss_weights(jax.tree.map(lambda x, i=i: x[i::2], tiny.device_batch(0)))
+        for i in range(2)
+    ]
+    assert counts[0].sum() != counts[1].sum()
+    for key in whole:
+        np.testing.assert_allclose(cut[key], whole[key], rtol=1e-5, err_msg=key)
+
+
+def test_weights_leave_out_padding_and_the_first_token_of_a_sample():
+    segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    weights = step.loss_weights({"segments": segments})
+    np.testing.assert_array_equal(weights, [[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]])
+
+
+def test_what_has_no_weight_has_no_influence():
+    sums = jax.jit(
+        functools.partial(
+            step.loss_sums,
+            layout=tiny.LAYOUT,
+            config=tiny.STEP,
+            shard=lambda x, names: x,
+            attention=tiny.xla_attention,
+        )
+    )
+    noise = np.random.default_rng(0)  # in place of the zeros of an untrained model
+    state = jax.tree.map(
+        lambda x: jnp.asarray(noise.normal(size=x.shape) * 0.3, x.dtype),
+        jax.eval_shape(tiny.init, jax.random.key(0)),
+    )
+    batch = tiny.device_batch(3)
+    padded = batch["segments"] == 0
+    other = batch | {"tokens": jnp.where(padded, 77, batch["tokens"])}
+    for key, value in sums(state.model, batch).items():
+        np.testing.assert_allclose(sums(state.model, other)[key], value, rtol=1e-6)
+    # Sample 2 of a row does not see sample 1 where rows are segmented.
+    first = batch["segments"] == 1
+    second = batch | {"moved": batch["segments"] == 2}
+    changed = second | {"tokens": jnp.where(first, 77, batch["tokens"])}
+    np.testing.assert_allclose(
+        sums(state.model, changed)["nll/moved"],
+        sums(state.model, second)["nll/moved"],
+        rtol=1e-6,
+    )
+
+
+def test_the_gradient_is_of_mean_nll_plus_z_loss():
+    def sums_fn(model, part):
+        return {"nll": jnp.sum(model), "z": jnp.sum(model**2)}
+
+    model, batch = jnp.array([2.0, 3.0]), tiny.device_batch(0)
+    config = step.StepConfig(segmented=True, z_loss=0.5)
+    grads, sums = step.gradients(sums_fn, model, batch, config, shard=None)
+    tokens = float(step.loss_weights(batch).sum())
+    np.testing.assert_allclose(grads, (1 + 0.5 * 2 * model) / tokens, rtol=1e-6)
+    assert sums["z"] == 13.0
+
+
+def test_impossible_settings_are_named():
+    with pytest.raises(ValueError, match="step.microbatches=0"):
+        step.StepConfig(segmented=True, microbatches=0)
+    config = step.StepConfig(segmented=True, microbatches=3)
+    abstract = jax.eval_shape(tiny.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="step.microbatches=3 does not divide the 8"):
+        jax.eval_shape(
+            tiny.step_fn(tiny.mesh_of(1, 1, 1), config), abstract, tiny.device_batch(0)
+        )
