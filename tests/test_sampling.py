@@ -243,6 +243,14 @@ def test_text_after_an_early_stop_reads_no_padding(model):
     np.testing.assert_array_equal(a[11:21], b[:10])
 
 
+def test_padding_in_a_script_is_skipped(model):
+    (request,) = text_prompts(3)
+    gaps = np.insert(request.scripts[0], [0, 0, 4], LAYOUT.pad)
+    gapped = prompts.Prompt(request.streams, (gaps, gaps))
+    a, b = sample(model, [gapped, request], Sampler(temperature=0, guidance=2.0))
+    np.testing.assert_array_equal(np.delete(a[:9], [0, 1, 6]), b[:6])
+
+
 def test_free_generation_keeps_images_whole(model):
     rng = np.random.default_rng(0)
     starts = [
