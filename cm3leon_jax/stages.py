@@ -1,0 +1,292 @@
+"""The stages of a system, each a function of (system, workdir) that runs once.
+
+A stage reads the folders of the stages before it, owns one folder itself and leaves
+`DONE.json` there; what it depends on is hashed, so a stage that is rerun does nothing
+and one whose settings have changed refuses (`workdir.py`).
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cm3leon_jax import workdir
+from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
+from cm3leon_jax.data import records, sources
+from cm3leon_jax.data.documents import Image, Text
+from cm3leon_jax.data.pipeline import Rows, batches
+from cm3leon_jax.evaluation import pairs, shapes
+from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
+from cm3leon_jax.evaluation.reconstruction import scores
+from cm3leon_jax.models.attention import xla_attention
+from cm3leon_jax.models.decoder import Decoder
+from cm3leon_jax.parallel.mesh import make_mesh
+from cm3leon_jax.parallel.rules import batch_sharding, shard_fn
+from cm3leon_jax.system import System
+from cm3leon_jax.tokenizers import text as text_tokenizer
+from cm3leon_jax.training import image_tokenizer, loop, state, step, validation
+from cm3leon_jax.training.flops import train_flops_per_token
+from cm3leon_jax.training.metrics import Work, peak_flops
+from cm3leon_jax.training.optimizer import make_optimizer
+
+Results = dict[str, Any]
+_SHARDS = 4
+
+
+def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Results:
+    """Source -> `documents/`: every split as ArrayRecord, with what was skipped."""
+
+    def work() -> Mapping[str, Any]:
+        _, documents = sources.SOURCES[system.data.source]
+        splits = system.data.limits
+        return sources.prepare(
+            system.source, documents, directory / "documents", splits
+        )
+
+    return workdir.run_stage(
+        directory / "documents",
+        {"data": dataclasses.asdict(system.data)},
+        work,
+        overwrite=overwrite,
+    )
+
+
+def train_text_tokenizer(
+    system: System, directory: Path, overwrite: bool = False
+) -> Results:
+    """`documents/` -> `text_tokenizer/`: byte-pair pieces of the training captions."""
+    folder = directory / "text_tokenizer"
+
+    def work() -> Results:
+        documents = sources.read_documents(directory / "documents", "train")
+        texts = (
+            segment.text
+            for document in documents
+            for segment in document.segments
+            if isinstance(segment, Text)
+        )
+        text_tokenizer.train(
+            texts, folder / "model", system.vocabulary.text, system.seed
+        )
+        return {"pieces": system.vocabulary.text}
+
+    inputs = {"text": system.vocabulary.text, "seed": system.seed}
+    return workdir.run_stage(
+        folder, inputs | _after(directory, "documents"), work, overwrite=overwrite
+    )
+
+
+def train_image_tokenizer(
+    system: System, directory: Path, overwrite: bool = False
+) -> Results:
+    """`documents/` -> `image_tokenizer/`: the VQGAN, and how well it reconstructs."""
+    folder = directory / "image_tokenizer"
+    settings = system.image_tokenizer
+
+    def work() -> Mapping[str, Any]:
+        held_out = _Pictures(directory, "validation")
+        count = min(len(held_out), settings.validation_pictures)
+        return image_tokenizer.train(
+            settings.training,
+            settings.model,
+            images=_Pictures(directory, "train"),
+            validation=np.stack([held_out[i] for i in range(count)]),
+            directory=folder,
+            mesh=make_mesh(system.mesh),
+            rules=system.rules,
+            score=scores,
+        )
+
+    inputs = {
+        "model": dataclasses.asdict(settings.model),
+        "training": dataclasses.asdict(settings.training),
+    }
+    return workdir.run_stage(
+        folder, inputs | _after(directory, "documents"), work, overwrite=overwrite
+    )
+
+
+def tokenize_data(system: System, directory: Path, overwrite: bool = False) -> Results:
+    """`documents/` -> `tokens/`, with both tokenizers."""
+    folder = directory / "tokens"
+
+    def work() -> Results:
+        made = {}
+        for split in system.data.limits:
+            made[split] = records.build(
+                sources.read_documents(directory / "documents", split),
+                folder,
+                split,
+                _SHARDS,
+                text_tokenizer=load_text_tokenizer(directory),
+                image_tokenizer=load_image_tokenizer(directory),
+                layout=system.layout,
+                regions_per_image=system.image_tokenizer.regions_per_image,
+                seed=system.seed,
+            )
+        return made
+
+    inputs = {
+        "vocabulary": dataclasses.asdict(system.vocabulary),
+        "regions_per_image": system.image_tokenizer.regions_per_image,
+        "seed": system.seed,
+    }
+    before = _after(directory, "documents", "text_tokenizer", "image_tokenizer")
+    return workdir.run_stage(folder, inputs | before, work, overwrite=overwrite)
+
+
+def pretrain(system: System, directory: Path, overwrite: bool = False) -> Results:
+    """`tokens/` -> `pretrain/`: the decoder, by `training/step.py` in the loop."""
+    folder = directory / "pretrain"
+    settings = system.pretrain
+    # The number of updates may grow: a finished run then goes on.
+    inputs = {
+        "decoder": system.decoder,
+        "pretrain": dataclasses.asdict(settings),
+        "seed": system.seed,
+    }
+    inputs |= _after(directory, "tokens")
+
+    def work() -> Results:
+        mesh = make_mesh(system.mesh)
+        rows = open_rows(system, directory, "train")
+        tx = make_optimizer(settings.optimizer)
+        model_config = system.decoder_config
+        sums_options = {
+            "layout": system.layout,
+            "config": step.StepConfig(
+                segmented=settings.packing.kind == "first_fit",
+                microbatches=settings.microbatches,
+                loss_blocks=settings.loss_blocks,
+                z_loss=settings.z_loss,
+            ),
+            "shard": shard_fn(mesh, system.rules),
+            "attention": xla_attention,
+        }
+
+        def init(key: jax.Array) -> state.TrainState:
+            return state.create(Decoder(model_config, nnx.Rngs(key)), tx)
+
+        tokens = settings.batch_size * settings.packing.row_length
+        per_token = train_flops_per_token(model_config, settings.packing.row_length)
+        peak = peak_flops(jax.devices()[0])
+        validate = validation.validator(
+            functools.partial(step.loss_sums, **sums_options),
+            _validation_batches(system, directory, batch_sharding(mesh, system.rules)),
+        )
+        final = loop.run(
+            config=loop.LoopConfig(
+                steps=settings.optimizer.steps,
+                log_every=settings.log_every,
+                checkpoint_every=settings.checkpoint_every,
+                keep=settings.keep,
+                seed=system.seed,
+            ),
+            step_fn=functools.partial(step.train_step, tx=tx, **sums_options),
+            init_fn=init,
+            batches=lambda start: _process_batches(system, rows, start),
+            directory=folder,
+            mesh=mesh,
+            rules=system.rules,
+            settings=inputs,
+            work=Work(
+                unit="tokens",
+                per_step=tokens,
+                flops_per_step=per_token * tokens,
+                peak_flops=None if peak is None else peak * mesh.size,
+            ),
+            evaluations={"validation": (settings.validate_every, validate)},
+            batch_ids=lambda batch: [
+                name for row in batch["row"] for name in rows.record_ids(int(row))
+            ],
+            name="pretrain",
+        )
+        return {"steps": settings.optimizer.steps, **validate(final)}
+
+    return workdir.run_stage(folder, inputs, work, overwrite=overwrite)
+
+
+def evaluate(directory: Path, protocol: Protocol, checkpoint: str) -> Results:
+    """Any finished checkpoint -> `eval/` and `samples/`, by one protocol."""
+    if protocol.world not in EVALUATORS:
+        known = ", ".join(EVALUATORS)
+        raise ValueError(f"protocol.world={protocol.world!r}: choose from {known}")
+    return run_protocol(directory, checkpoint, protocol, EVALUATORS[protocol.world])
+
+
+EVALUATORS = {"shapes": shapes.TASKS, "pairs": pairs.TASKS}
+STAGES: dict[str, Callable[..., Results]] = {
+    "prepare_data": prepare_data,
+    "train_text_tokenizer": train_text_tokenizer,
+    "train_image_tokenizer": train_image_tokenizer,
+    "tokenize_data": tokenize_data,
+    "pretrain": pretrain,
+}
+
+
+def open_rows(system: System, directory: Path, split: str) -> Rows:
+    """The token rows of a split, as the pretraining run sees them."""
+    grid = system.image_tokenizer.model.grid
+    return Rows(
+        records.TokenRecords(
+            directory / "tokens", split, layout=system.layout, grid=(grid, grid)
+        ),
+        system.layout,
+        system.pretrain.infill,
+        system.pretrain.packing,
+        system.seed,
+    )
+
+
+def _process_batches(system: System, rows: Rows, start: int) -> Iterator[dict]:
+    return batches(
+        rows,
+        batch_size=system.pretrain.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=system.pretrain.workers,
+        start_step=start,
+    )
+
+
+def _validation_batches(system: System, directory: Path, sharding: Any):
+    rows = open_rows(system, directory, "validation")
+
+    def fresh() -> Iterator[dict[str, jax.Array]]:
+        stream = _process_batches(system, rows, 0)
+        for batch in itertools.islice(stream, system.pretrain.validation_batches):
+            yield {
+                key: jax.make_array_from_process_local_data(sharding, value)
+                for key, value in batch.items()
+                if key != loop.HOST_ONLY
+            }
+
+    return fresh
+
+
+class _Pictures(Sequence):
+    """The first picture of every document of a split, uint8 [Y, X, 3]."""
+
+    def __init__(self, directory: Path, split: str):
+        self._documents = sources.read_documents(directory / "documents", split)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __getitem__(self, index):
+        document = self._documents[index]
+        for segment in document.segments:
+            if isinstance(segment, Image) and segment.array is not None:
+                return segment.array
+        raise ValueError(f"document {document.id!r} has no picture to learn from")
+
+
+def _after(directory: Path, *stages: str) -> dict[str, str]:
+    """What the finished stages before this one were made from."""
+    return {name: workdir.results(directory / name)["inputs_hash"] for name in stages}

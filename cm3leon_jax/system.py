@@ -1,0 +1,173 @@
+"""One config file describes one whole system; this is that description, validated.
+
+Every stage takes its part from one `System`, so sizes that must agree (pictures and
+grid, vocabulary and decoder, rows and positions) are stated once or checked here.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cm3leon_jax import config as configs
+from cm3leon_jax import vocab
+from cm3leon_jax.data.infill import InfillConfig
+from cm3leon_jax.data.packing import PackingConfig
+from cm3leon_jax.data.sources import SOURCES
+from cm3leon_jax.models.decoder import DecoderConfig
+from cm3leon_jax.models.vqgan import VQGANConfig
+from cm3leon_jax.parallel.mesh import MeshConfig
+from cm3leon_jax.parallel.rules import Rules
+from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.training.image_step import ImageTokenizerTrainConfig
+from cm3leon_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where documents come from: a source, its settings, documents per split.
+
+    A count of None takes all that the source has.
+    """
+
+    source: str
+    settings: dict[str, Any]
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise ValueError(
+                f"data.source={self.source!r}: choose from {list(SOURCES)}"
+            )
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """Documents to take of every split."""
+        return {name: getattr(self, name) for name in ("train", "validation", "test")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyConfig:
+    """Sizes that no tokenizer decides; `total` None is the next multiple of 128."""
+
+    text: int
+    sentinels: int
+    classes: int = 0
+    total: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTokenizerConfig:
+    """The VQGAN, how it is trained, held-out pictures that score it while it trains,
+    and blanked encodings kept per picture in the token cache."""
+
+    model: VQGANConfig
+    training: ImageTokenizerTrainConfig
+    validation_pictures: int = 500
+    regions_per_image: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The CM3 run: objective, packing, batch (rows), optimizer, and what is logged."""
+
+    infill: InfillConfig
+    packing: PackingConfig
+    batch_size: int
+    optimizer: OptimizerConfig
+    microbatches: int = 1
+    loss_blocks: int = 1
+    z_loss: float = 0.0
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    validate_every: int = 1000
+    validation_batches: int = 4
+    keep: int = 2
+    workers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """The sampler that each task uses unless a caller gives another."""
+
+    text_to_image: Sampler
+    caption: Sampler
+    infill: Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """The sections of a config file in `configs/`. Raises ValueError where they clash.
+
+    `protocol` is the file in `configs/eval/` that this system is measured by.
+    `decoder` holds the settings of `DecoderConfig` but for the vocabulary, which
+    follows from `vocabulary` and the image tokenizer's codebook.
+    """
+
+    name: str
+    seed: int
+    data: DataConfig
+    vocabulary: VocabularyConfig
+    image_tokenizer: ImageTokenizerConfig
+    decoder: dict[str, Any]
+    pretrain: PretrainConfig
+    sampling: SamplingConfig
+    protocol: str
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    rules: Rules = field(default_factory=Rules)
+
+    def __post_init__(self):
+        picture = getattr(self.source, "image_size", None)
+        model = self.image_tokenizer.model
+        if picture != model.image_size:
+            raise ValueError(
+                f"data.settings.image_size={picture} and image_tokenizer.model."
+                f"image_size={model.image_size} must be the same"
+            )
+        length = self.pretrain.packing.row_length
+        if length > self.decoder_config.length:
+            raise ValueError(
+                f"pretrain.packing.row_length={length} exceeds decoder.length="
+                f"{self.decoder_config.length}"
+            )
+        if model.grid**2 + 4 > length:
+            raise ValueError(
+                f"pretrain.packing.row_length={length} cannot hold a picture of "
+                f"{model.grid**2} codes and its text"
+            )
+        if self.vocabulary.sentinels <= model.grid:
+            raise ValueError(
+                f"vocabulary.sentinels={self.vocabulary.sentinels}: a region of "
+                f"{model.grid} rows and a text need at least {model.grid + 1}"
+            )
+
+    @classmethod
+    def make(cls, config: Mapping[str, Any]) -> "System":
+        """From a config (plain nested dict), as read from a file or a workdir."""
+        return configs.make(cls, config, "config")
+
+    @classmethod
+    def load(cls, workdir: str | Path) -> "System":
+        """The system that a work directory holds."""
+        return cls.make(configs.read(workdir))
+
+    @cached_property
+    def source(self) -> Any:
+        """The source's own settings, validated."""
+        kind, _ = SOURCES[self.data.source]
+        return configs.make(kind, self.data.settings, "data.settings")
+
+    @cached_property
+    def layout(self) -> vocab.Layout:
+        """The one id space."""
+        sizes = dataclasses.asdict(self.vocabulary)
+        return vocab.build(image=self.image_tokenizer.model.codebook, **sizes)
+
+    @cached_property
+    def decoder_config(self) -> DecoderConfig:
+        settings = {**self.decoder, "vocab": self.layout.size}
+        return configs.make(DecoderConfig, settings, "decoder")

@@ -1,0 +1,8 @@
+"""Source -> documents/: pairs of pictures and text as ArrayRecord shards.
+
+python launch/prepare_data.py --config configs/shapes.py:quick --workdir runs/quick
+"""
+
+import command
+
+command.run_stages("prepare_data")

@@ -1,0 +1,32 @@
+"""Every stage of a config in order, then its protocol and the report.
+
+    python launch/run_all.py --config configs/shapes.py:quick --workdir runs/quick
+
+What is done is skipped, so the same command goes on after an interruption.
+"""
+
+from pathlib import Path
+
+import command
+
+CONFIG = command.define_config()
+
+
+def main() -> dict:
+    from cm3leon_jax import config, stages
+    from cm3leon_jax.evaluation import report
+    from cm3leon_jax.evaluation.protocol import Protocol, result_file
+
+    workdir = Path(command.WORKDIR.value)
+    system, _ = command.execute(CONFIG.value, stages.STAGES)
+    measured = command.read_config_file(system.protocol)
+    protocol = config.make(Protocol, measured, "protocol")
+    result = stages.evaluate(workdir, protocol, "pretrain")
+    return {
+        "report": str(report.write(workdir)),
+        "scores_file": str(result_file(workdir, protocol, "pretrain")),
+        "scores": {key: score["value"] for key, score in result["scores"].items()},
+    }
+
+
+command.run(main)

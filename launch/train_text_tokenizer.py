@@ -1,0 +1,9 @@
+r"""documents/ -> text_tokenizer/: byte-pair pieces of the training texts.
+
+    python launch/train_text_tokenizer.py --config configs/shapes.py:quick \
+        --workdir runs/quick
+"""
+
+import command
+
+command.run_stages("train_text_tokenizer")
