@@ -5,6 +5,7 @@ import pytest
 from tiny_data import GRID, LAYOUT, make_documents, tokenize
 
 from cm3leon_jax.data import infill
+from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.hashing import uniform
 from cm3leon_jax.data.infill import InfillConfig
 from cm3leon_jax.data.pipeline import build_sample
@@ -220,6 +221,22 @@ def test_regions_show_nothing_of_what_they_hide(records, mode):
             assert numbers.tolist() == [*range(1, spans + 1), 0]
         else:
             assert numbers.tolist() == list(range(spans))
+
+
+def test_a_picture_without_a_text_hides_none():
+    documents = [
+        Document(document.segments[1:], id=document.id)
+        for document in make_documents(20)
+    ]
+    pictures = tokenize(documents)
+    draws, points = _draw(MODES["alone"], pictures)
+    assert (draws.mode == infill.REGION).all() and not draws.with_text.any()
+    for k, record in enumerate(pictures):
+        tokens, _ = build_sample(record, draws, k, points[k], LAYOUT)
+        spans = len(regions.runs(record.regions[draws.region[k]].cells))
+        assert len(tokens) == draws.length[k] == len(record.tokens) + 2 + 3 * spans
+    draws, _ = _draw(MODES["segment"], pictures)  # nothing would be left to see
+    assert (draws.mode == infill.SPANS).all() and not draws.spans.any()
 
 
 def test_shares_of_the_modes():

@@ -102,7 +102,7 @@ class Skipped:
 
 def to_bytes(document: Document) -> bytes:
     """Document -> msgpack bytes (pictures as PNG, losslessly)."""
-    return msgpack.packb(
+    return msgpack.Packer().pack(
         {
             "schema": SCHEMA,
             "id": document.id,

@@ -14,7 +14,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 4
 
 
-def hash64(*counters: Any) -> np.ndarray:
+def hash64(*counters: Any) -> Any:
     """uint64 of integers (arrays broadcast): a chain of splitmix64 finalisers."""
     state = np.uint64(0)
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
@@ -23,7 +23,7 @@ def hash64(*counters: Any) -> np.ndarray:
     return state
 
 
-def uniform(*counters: Any) -> np.ndarray:
+def uniform(*counters: Any) -> Any:
     """float64 in [0, 1) of integers (arrays broadcast)."""
     return (hash64(*counters) >> np.uint64(11)) * 2.0**-53
 

@@ -45,13 +45,22 @@ def _read(data: bytes, size: int) -> np.ndarray:
             f"{picture.width}x{picture.height} pixels are more than {MAX_PIXELS:,}"
         )
     picture.draft(picture.mode, (2 * size, 2 * size))  # JPEG: decode no more than that
+    return fit(picture, size)
+
+
+def fit(
+    picture: Pillow.Image,
+    size: int,
+    resample: Pillow.Resampling = Pillow.Resampling.LANCZOS,
+) -> np.ndarray:
+    """A picture of any mode and size -> uint8 [size, size, 3]: its centred square."""
     picture = _to_rgb(ImageOps.exif_transpose(picture))
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     # Crop and resize in one step: a 1x10,000 strip must not become 64x640,000.
     box = (left, top, left + side, top + side)
-    return np.asarray(picture.resize((size, size), Pillow.Resampling.LANCZOS, box))
+    return np.asarray(picture.resize((size, size), resample, box))
 
 
 def _to_rgb(picture: Pillow.Image) -> Pillow.Image:

@@ -74,7 +74,7 @@ class Rows:
         """
         return {key: value[0] for key, value in self.rows([number]).items()}
 
-    def rows(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    def rows(self, numbers: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Several rows at once, stacked: cheaper, as records are read together."""
         parts = self._parts(numbers)
         samples = self._samples(parts)
@@ -105,7 +105,7 @@ class Rows:
         records = [record for _, record in self._parts([number])]
         return [record.id for record in self.records.read(records)]
 
-    def _parts(self, numbers: Sequence[int]) -> list[tuple[tuple, int]]:
+    def _parts(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[tuple, int]]:
         """((slot, epoch, slice of a sample), record) of all rows, in order."""
         parts = []
         for slot, number in enumerate(numbers):
@@ -197,6 +197,7 @@ def _hide_region(tokens, record: Record, draws: cm3.Draws, k: int, layout: Layou
     if not draws.with_text[k]:
         return spans, None
     text = text_before(record, region.segment, layout)
+    assert text is not None  # the index said so
     # The text is the last to be written, when its picture is whole again.
     order = [*range(1, len(spans) + 1), 0]
     return [(int(text[0]) + 1, int(text[1]) + 1), *spans], order

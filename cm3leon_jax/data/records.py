@@ -166,7 +166,7 @@ def _merge_index(directory: Path, split: str, shards: int, count: int) -> np.nda
     return index
 
 
-class TokenRecords(Sequence[Record]):
+class TokenRecords:
     """Random access to the records of one split, and `index` over all of them.
 
     `layout` and `grid` are those that the records were made with; giving the ones that
@@ -224,7 +224,7 @@ class TokenRecords(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:
         return self.read([index])[0]
 
-    def read(self, indices: Sequence[int]) -> list[Record]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
         """Several records at once, far cheaper than one by one."""
         found = []
         for index, data in zip(indices, self._shards.read(indices), strict=True):
@@ -258,12 +258,11 @@ def _layout_to_json(layout: Layout) -> dict[str, Any]:
 
 
 def _layout_from_json(fields: dict[str, Any]) -> Layout:
-    return Layout(
-        **{
-            key: range(*value) if isinstance(value, list) else value
-            for key, value in fields.items()
-        }
-    )
+    values: dict[str, Any] = {
+        key: range(*value) if isinstance(value, list) else value
+        for key, value in fields.items()
+    }
+    return Layout(**values)
 
 
 def _merge(parts: Sequence[np.ndarray], rows: Sequence[slice]) -> np.ndarray:

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  (compiled)
+)
 
 
 def shard_path(directory: str | os.PathLike, split: str, shard: int, shards: int):

@@ -125,11 +125,16 @@ def _tar_documents(
             parts = [
                 (
                     f".{member.name.rpartition('/')[2].partition('.')[2].lower()}",
-                    lambda member=member: tar.extractfile(member).read(),
+                    lambda member=member: _member_bytes(tar, member),
                 )
                 for member in members
             ]
             yield _pair(name, parts, config.image_size)
+
+
+def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file else b""
 
 
 def _pair(

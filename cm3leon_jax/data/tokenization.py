@@ -150,7 +150,7 @@ def _record(
     return Record(document.id, tokens, np.array(bounds, np.int32), tuple(drawn))
 
 
-def _check_size(document: Document, picture: np.ndarray, image_tokenizer: Any) -> None:
+def _check_size(document: Document, picture: Any, image_tokenizer: Any) -> None:
     size = image_tokenizer.image_size
     if picture.shape[:2] != (size, size):
         raise ValueError(
@@ -166,7 +166,7 @@ def _name_words(name: str) -> list[int]:
 
 def to_bytes(record: Record) -> bytes:
     """Record -> msgpack bytes."""
-    return msgpack.packb(
+    return msgpack.Packer().pack(
         {
             "schema": SCHEMA,
             "id": record.id,

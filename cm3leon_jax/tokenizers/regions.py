@@ -29,7 +29,7 @@ def cells(mask_YX: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
         )
     height, width = _cell_size(mask_YX.shape, grid)
     blocks = mask_YX.reshape(grid[0], height, grid[1], width)
-    return blocks.any(axis=(1, 3))
+    return np.asarray(blocks.any(axis=(1, 3)))
 
 
 def blank(images_BYXC: np.ndarray, cells_BYgXg: np.ndarray) -> np.ndarray:
