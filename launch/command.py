@@ -59,8 +59,10 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
 def _parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
-    except (flags.Error, AttributeError, KeyError, OSError, ValueError) as error:
-        fail(str(error).strip().replace("\n", " "))
+    except (AttributeError, KeyError) as error:  # of --config.section.key=value
+        fail(f"unknown setting {str(error).strip(chr(34))}; see the config file")
+    except (flags.Error, OSError, ValueError) as error:
+        fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
 
 
 def fail(message: str) -> Any:
