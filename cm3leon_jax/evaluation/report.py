@@ -111,7 +111,7 @@ def _facts(
     hardware = sorted({show(s["hardware"]) for s in sources if s.get("hardware")})
     times = [d["seconds"] for d in done.values() if is_number(d.get("seconds"))]
     facts = {
-        "configuration": show(config["name"]) if config.get("name") else "",
+        "configuration": show(config["name"]) if "name" in config else "",
         "configuration hash": config_hash(config) if config else "",
         "hardware": "; ".join(hardware),
         "time of all stages": duration(sum(times)) if times else "",
