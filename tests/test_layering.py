@@ -19,7 +19,7 @@ LAYERS = (
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
-    ("system", "api", "stages"),
+    ("system", "codec", "api", "stages"),
     ("evaluation",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
