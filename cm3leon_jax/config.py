@@ -9,7 +9,7 @@ import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 T = typing.TypeVar("T")
 FILE = "config.json"
@@ -21,7 +21,7 @@ def make(cls: type[T], section: Mapping[str, Any], name: str) -> T:
     Nested dataclasses are built from nested sections and lists become tuples. Raises
     ValueError that names the setting which is unknown, missing or impossible.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
     unknown = sorted(set(section) - set(fields))
     if unknown:
         raise ValueError(
@@ -40,8 +40,10 @@ def make(cls: type[T], section: Mapping[str, Any], name: str) -> T:
     for key, value in section.items():
         kind = types[key]
         if isinstance(value, Mapping):
-            nested = dataclasses.is_dataclass(kind) and isinstance(kind, type)
-            value = make(kind, value, f"{name}.{key}") if nested else dict(value)
+            if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+                value = make(cast(type, kind), value, f"{name}.{key}")
+            else:
+                value = dict(value)
         elif isinstance(value, (list, tuple)):
             value = _tuples(value)
         values[key] = value

@@ -19,8 +19,9 @@ LAYERS = (
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
-    ("system", "codec", "api", "stages"),
+    ("system", "codec", "api"),
     ("evaluation",),
+    ("stages",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

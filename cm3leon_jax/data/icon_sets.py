@@ -231,12 +231,13 @@ def _unpack(tarball: Path, members: dict[str, str], directory: Path) -> None:
     with tarfile.open(tarball, "r|gz") as archive:
         for member in archive:
             target = left.pop(member.name, None)
-            if target is None:
+            content = archive.extractfile(member) if target else None
+            if content is None:
                 continue
             partial = directory / f"{target}.partial"
-            with archive.extractfile(member) as source, partial.open("wb") as sink:
+            with content as source, partial.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
-            os.replace(partial, directory / target)
+            os.replace(partial, directory / str(target))
             if not left:
                 break
     if left:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from cm3leon_jax.data import icons, shapes
 from cm3leon_jax.data.documents import (
@@ -265,6 +265,12 @@ class StoredDocuments(Sequence[Document]):
 
     def __len__(self) -> int:
         return len(self._shards)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Document]: ...
 
     def __getitem__(self, index):
         if isinstance(index, slice):

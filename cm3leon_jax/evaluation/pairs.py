@@ -16,7 +16,7 @@ from cm3leon_jax.tokenizers import regions
 def reconstruction(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
     """`psnr` in dB and `ssim` of pictures through the image tokenizer and back."""
     originals, _texts = _parts(documents)
-    painted = model.reconstruct(originals)
+    painted = model.reconstruct(list(originals))
     made = np.stack([np.asarray(picture) for picture in painted])
     n = len(originals)
     return Outcome(
@@ -72,7 +72,7 @@ def text_to_image(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """`words`: F1 of the caption's words against the artist's, and samples."""
     originals, texts = _parts(documents)
-    found = model.caption(originals, seed=seed)
+    found = model.caption(list(originals), seed=seed)
     counts = np.array([_overlap(a, b) for a, b in zip(texts, found, strict=True)])
 
     def f1(rows: np.ndarray) -> float:
@@ -102,7 +102,7 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
         height, width = rng.integers(size // 2, 3 * size // 4, 2)
         y, x = rng.integers(size - height), rng.integers(size - width)
         mask[y : y + height, x : x + width] = True
-    painted = model.infill(originals, list(masks), texts, seed=seed)
+    painted = model.infill(list(originals), list(masks), texts, seed=seed)
     made = np.stack([np.asarray(picture) for picture in painted])
     values = [
         psnr(a[m].reshape(1, 1, -1, 3), b[m].reshape(1, 1, -1, 3))[0]

@@ -11,6 +11,7 @@ from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import Object, Scene, ShapesConfig
 from cm3leon_jax.evaluation import oracle
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
+from cm3leon_jax.tokenizers import regions
 
 Objects = frozenset[Object]
 
@@ -144,8 +145,9 @@ def _cell_mask(world: ShapesConfig, cell: int) -> np.ndarray:
 
 
 def _blanked(picture: Pillow.Image, mask: np.ndarray) -> Pillow.Image:
-    grey = np.full_like(picture, 128)
-    return Pillow.fromarray(np.where(mask[..., None], grey, picture))
+    pixels = np.array(picture)
+    pixels[mask] = regions.GREY
+    return Pillow.fromarray(pixels)
 
 
 def _say(wanted: Objects | set, found: Objects | set) -> str:

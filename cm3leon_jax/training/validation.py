@@ -23,10 +23,8 @@ def validator(
     summed = jax.jit(sums_fn)
 
     def evaluate(state: Any) -> dict[str, float]:
-        total = None
-        for batch in batches():
-            sums = summed(state.model, batch)
-            total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+        sums = [summed(state.model, batch) for batch in batches()]
+        total = jax.tree.map(lambda *parts: jnp.stack(parts).sum(0), *sums)
         return {key: np.asarray(value).item() for key, value in means(total).items()}
 
     return evaluate
