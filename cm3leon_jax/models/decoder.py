@@ -321,13 +321,3 @@ def parameter_count(config: DecoderConfig, *, embeddings: bool = True) -> int:
     model = abstract(config)
     counted = model if embeddings else model.blocks
     return sum(math.prod(w.shape) for w in jax.tree.leaves(counted))
-
-
-def flops_per_token(config: DecoderConfig) -> int:
-    """Floating-point operations of a training step per token of a full row.
-
-    6 per weight that multiplies activations (blocks and head), and 6·N·D·L for causal
-    attention, which computes half of the L × L scores.
-    """
-    weights = parameter_count(config, embeddings=False) + config.width * config.vocab
-    return 6 * weights + 6 * config.layers * config.width * config.length
