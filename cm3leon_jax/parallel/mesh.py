@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -38,7 +39,7 @@ class MeshConfig:
         return self.data, self.fsdp, self.tensor
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all of every process), axes of type Auto.
 
     Raises ValueError where the sizes do not multiply to the number of devices.

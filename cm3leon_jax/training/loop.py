@@ -112,7 +112,8 @@ def run(
             leaves = jax.tree.leaves(state)
             for n in range(start + 1, config.steps + 1):
                 host, batch = _next(feed, n, config.steps)
-                leaves, metrics = step_jit(leaves, batch)
+                with jax.transfer_guard("disallow"):  # all data comes by the feed
+                    leaves, metrics = step_jit(leaves, batch)
                 recorder.settle()  # step n-1, while the devices work on step n
                 recorder.defer(n, metrics, host)
                 last = n == config.steps

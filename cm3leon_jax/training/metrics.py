@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 FILE = "metrics.jsonl"
@@ -35,8 +34,8 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Peak FLOP/s of a device, None where it is not known (a CPU)."""
+def peak_flops(device: Any) -> float | None:
+    """Peak FLOP/s of a `jax.Device`, None where it is not known (a CPU)."""
     for kind, peak in PEAK_FLOPS.items():
         if device.device_kind.startswith(kind):
             return peak

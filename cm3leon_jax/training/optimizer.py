@@ -60,7 +60,7 @@ class OptimizerConfig:
             )
 
 
-def learning_rate(config: OptimizerConfig, step: jax.Array | int) -> jax.Array:
+def learning_rate(config: OptimizerConfig, step: jax.typing.ArrayLike) -> jax.Array:
     """The rate of update `step` (0-based), float32.
 
     With n = step + 1: peak·n/warmup up to n = warmup, then down to floor·peak at

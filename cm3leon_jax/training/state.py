@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 
 @jax.tree_util.register_dataclass
@@ -18,17 +17,17 @@ class TrainState:
     """Updates done so far (int32 scalar), float32 master parameters, optimizer."""
 
     step: jax.Array
-    model: nnx.Module
+    model: Any  # an NNX module, which is a pytree of its parameters
     opt: optax.OptState
 
     def replace(self, **changes: Any) -> TrainState:
         return dataclasses.replace(self, **changes)
 
 
-def create(model: nnx.Module, tx: optax.GradientTransformation) -> TrainState:
+def create(model: Any, tx: optax.GradientTransformation) -> TrainState:
     """The state before the first update; call it under the loop's jitted init."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         model=model,
-        opt=tx.init(model),  # type: ignore[arg-type]
+        opt=tx.init(model),
     )
