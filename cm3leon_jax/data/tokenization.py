@@ -22,7 +22,7 @@ from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.vocab import Layout
 
 SCHEMA = "cm3leon_jax/tokens/1"
-_DOCUMENTS_AT_ONCE = 64  # their pictures go through the image encoder together
+_DOCUMENTS_AT_ONCE = 256  # their pictures go through the image encoder together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
