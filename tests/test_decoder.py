@@ -53,8 +53,13 @@ def random_model(config, seed=0):
     return jax.tree.map(draw, abstract(config))
 
 
+forward = jax.jit(lambda model, *args: model(*args))
+
+
 def run(model, *args, **kwargs):
-    return jax.jit(lambda m, a: m(*a, **kwargs))(model, args)
+    if kwargs:
+        return jax.jit(lambda m, a: m(*a, **kwargs))(model, args)
+    return forward(model, *args)
 
 
 def random_tokens(config, batch=2, length=8, seed=0):
@@ -139,17 +144,17 @@ def test_causality_by_gradient(name):
 
 @pytest.mark.parametrize("name", ["paper", "chameleon"])
 def test_packed_segments_do_not_see_each_other(name):
-    model, weights = jax.jit(lambda m, *a: m(*a)), random_model(SETTINGS[name])
+    model = random_model(SETTINGS[name])
     one, two = random_tokens(TINY, 1, 5), random_tokens(TINY, 1, 3, seed=1)
     packed = jnp.concatenate([one, two, jnp.zeros((1, 2), jnp.int32)], axis=1)
     positions = jnp.asarray([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1]])
     segments = jnp.asarray([[1, 1, 1, 1, 1, 2, 2, 2, 0, 0]])
-    logits = model(weights, packed, positions, segments)
+    logits = run(model, packed, positions, segments)
     assert np.isfinite(logits).all()
-    np.testing.assert_allclose(logits[:, :5], model(weights, one), atol=2e-5)
-    np.testing.assert_allclose(logits[:, 5:8], model(weights, two), atol=2e-5)
+    np.testing.assert_allclose(logits[:, :5], run(model, one), atol=2e-5)
+    np.testing.assert_allclose(logits[:, 5:8], run(model, two), atol=2e-5)
     # And without segment ids they do: the paper's packing has no reset.
-    assert np.abs(model(weights, packed, positions) - logits)[:, 5:8].max() > 1e-2
+    assert np.abs(run(model, packed, positions) - logits)[:, 5:8].max() > 1e-2
 
 
 def test_positions_are_explicit():
@@ -220,7 +225,7 @@ def reference(model, tokens_L):
 def test_every_setting_against_numpy(name):
     model = random_model(SETTINGS[name])
     tokens_BL = random_tokens(model.config)
-    logits_BLV = jax.jit(lambda m, t: m(t))(model, tokens_BL)
+    logits_BLV = run(model, tokens_BL)
     assert logits_BLV.dtype == jnp.float32
     for row, expected in zip(np.asarray(logits_BLV), tokens_BL, strict=True):
         np.testing.assert_allclose(
