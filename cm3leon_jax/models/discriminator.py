@@ -38,7 +38,7 @@ class Discriminator(nnx.Module):
 
     def __init__(self, config: DiscriminatorConfig, rngs: nnx.Rngs):
         widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
-        self.stem = Conv(3, widths[0], 4, rngs, stride=2, axes=(None, "mlp"))
+        self.stem = Conv(3, widths[0], 4, rngs, stride=2, axes=(None, "embed"))
         pairs = list(zip(widths[:-1], widths[1:], strict=True))
         strides = [2] * (len(pairs) - 1) + [1]
         self.convs = nnx.List(

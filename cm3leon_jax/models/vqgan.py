@@ -179,7 +179,7 @@ class Encoder(nnx.Module):
         kernel, widths = config.kernel, [config.width(0)]
         self.config = config
         colours = 3 * config.patch**2
-        self.stem = Conv(colours, widths[0], kernel, rngs, axes=(None, "mlp"))
+        self.stem = Conv(colours, widths[0], kernel, rngs, axes=(None, "embed"))
         self.levels, self.down = nnx.List([]), nnx.List([])
         for i in range(config.levels):
             widths = [widths[-1]] + [config.width(i)] * config.res_blocks
@@ -220,7 +220,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
         self.config = config
         widths = [config.width(config.levels - 1)]
-        axes = (None, "mlp")
+        axes = (None, "embed")
         self.from_code = Conv(config.code_dim, config.latent, 1, rngs, axes=axes)
         self.stem = Conv(config.latent, widths[0], 3, rngs)
         self.bottom = Bottom(config, rngs) if config.middle == "attention" else None

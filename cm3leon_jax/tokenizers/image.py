@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -116,16 +115,27 @@ def save(directory: str | Path, config: VQGANConfig, model: VQGAN) -> None:
 
 def _read(path: Path, config: VQGANConfig) -> VQGAN:
     shapes = vqgan.abstract(config)
-    wanted = {name: np.zeros(x.shape, x.dtype) for name, x in _named(shapes)}
+    # Orbax cuts or pads what it restores into a given shape, so take what is there.
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        name: ocp.ArrayRestoreArgs(sharding=one_device) for name, _ in _named(shapes)
+    }
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.restore(path.absolute(), wanted)
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.restore(path.absolute(), restore_args=wanted)
     except Exception as error:
         raise ValueError(
-            f"{path} does not hold the parameters of this image tokenizer: it is "
-            f"damaged, or its settings were changed after training ({error})"
+            f"{path} cannot be read: it is damaged, or of another image tokenizer "
+            f"({error})"
         ) from error
-    leaves = [jnp.asarray(found[name]) for name, _ in _named(shapes)]
+    for name, x in _named(shapes):
+        if name not in found or found[name].shape != x.shape:
+            has = f"shape {found[name].shape}" if name in found else "nothing"
+            raise ValueError(
+                f"{path} has {has} for {name}, its settings say {x.shape}: they were "
+                "changed after training"
+            )
+    leaves = [found[name] for name, _ in _named(shapes)]
     return jax.tree.structure(shapes).unflatten(leaves)
 
 

@@ -174,7 +174,7 @@ def train_step(
     updates, opt = tx.update(grads, state.opt, state.model)  # type: ignore[arg-type]
     model = optax.apply_updates(state.model, updates)  # type: ignore[arg-type]
     state = dataclasses.replace(state, model=model, opt=opt)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["psnr"] = 10 * jnp.log10(4 / _mse(painted_BYXC, images_BYXC))
 
     state, use = _follow_codebook(state, config, z_BYXE, code_BYX, key)
