@@ -8,7 +8,7 @@ and one whose settings have changed refuses (`workdir.py`).
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from cm3leon_jax import config as configs
 from cm3leon_jax import workdir
 from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
 from cm3leon_jax.data import records, sources
@@ -228,6 +229,24 @@ STAGES: dict[str, Callable[..., Results]] = {
     "tokenize_data": tokenize_data,
     "pretrain": pretrain,
 }
+
+
+def run(
+    config: Mapping[str, Any],
+    directory: Path,
+    names: Iterable[str] = tuple(STAGES),
+    overwrite: bool = False,
+) -> Results:
+    """Runs stages of a config in order; their results by name.
+
+    The work directory keeps its own config until every stage has accepted the new one.
+    """
+    system = System.make(config)
+    if not (directory / configs.FILE).is_file():
+        configs.write(directory, config)
+    results = {name: STAGES[name](system, directory, overwrite) for name in names}
+    configs.write(directory, config)
+    return results
 
 
 def open_rows(system: System, directory: Path, split: str) -> Rows:

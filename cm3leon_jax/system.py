@@ -40,9 +40,8 @@ class DataConfig:
 
     def __post_init__(self):
         if self.source not in SOURCES:
-            raise ValueError(
-                f"data.source={self.source!r}: choose from {list(SOURCES)}"
-            )
+            known = ", ".join(SOURCES)
+            raise ValueError(f"data.source={self.source!r}: choose from {known}")
 
     @property
     def limits(self) -> dict[str, int | None]:

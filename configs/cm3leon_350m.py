@@ -27,10 +27,20 @@ def get_config() -> ConfigDict:
             "vocabulary": {"text": 56_320, "sentinels": 512, "total": 65_536},
             "image_tokenizer": {
                 "model": {"image_size": 256, "codebook": 8192, "dtype": "bfloat16"},
+                # The VQGAN's losses (paper 2.5); batch and steps of Make-A-Scene.
                 "training": {
-                    "steps": 800_000,
-                    "batch_size": 192,
-                    "discriminator_start": 250_001,
+                    "optimizer": {
+                        "peak": 1e-4,
+                        "warmup": 1000,
+                        "steps": 800_000,
+                        "b1": 0.5,
+                        "b2": 0.9,
+                        "weight_decay": 0.0,
+                    },
+                    "batch": 192,
+                    "restart_until": 400_000,
+                    "adversarial": 0.8,
+                    "adversarial_start": 250_001,
                 },
                 "regions_per_image": 1,
             },

@@ -12,7 +12,7 @@ line on standard output is one JSON object with the results.
 import json
 import runpy
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,28 +74,28 @@ def fail(message: str) -> Any:
 def run_stages(*names: str) -> None:
     """The whole of a script that runs stages of `cm3leon_jax.stages` in order."""
     config_flag = define_config()
-    run(lambda: execute(config_flag.value, names)[1])
+
+    def main() -> dict[str, Any]:
+        from cm3leon_jax import stages
+
+        config = given_config(config_flag)
+        return stages.run(config, Path(WORKDIR.value), names, OVERWRITE.value)
+
+    run(main)
 
 
-def execute(config: Any, names: Iterable[str]) -> tuple[Any, dict[str, Any]]:
-    """Runs stages of the system of --config, or of the one that the workdir holds.
+def given_config(flag: Any) -> dict[str, Any]:
+    """The config of --config, or, without one, that of the work directory.
 
-    Returns that system and the stages' results. The work directory takes a config over
-    once a stage has been done with it.
+    Joins the other processes of a job first, before anything touches a device.
     """
     from cm3leon_jax import config as configs
-    from cm3leon_jax import stages
     from cm3leon_jax.parallel import distributed
-    from cm3leon_jax.system import System
 
     distributed.initialize()
-    workdir = Path(WORKDIR.value)
-    given = configs.read(workdir) if config is None else config.to_dict()
-    system, results = System.make(given), {}
-    for name in names:
-        results[name] = stages.STAGES[name](system, workdir, OVERWRITE.value)
-        configs.write(workdir, given)
-    return system, results
+    if flag.value is None:
+        return configs.read(WORKDIR.value)
+    return flag.value.to_dict()
 
 
 def read_config_file(name: str) -> dict[str, Any]:

@@ -18,8 +18,9 @@ def main() -> dict:
     from cm3leon_jax.evaluation.protocol import Protocol, result_file
 
     workdir = Path(command.WORKDIR.value)
-    system, _ = command.execute(CONFIG.value, stages.STAGES)
-    measured = command.read_config_file(system.protocol)
+    system = command.given_config(CONFIG)
+    stages.run(system, workdir, stages.STAGES, command.OVERWRITE.value)
+    measured = command.read_config_file(system["protocol"])
     protocol = config.make(Protocol, measured, "protocol")
     result = stages.evaluate(workdir, protocol, "pretrain")
     return {
