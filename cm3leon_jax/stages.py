@@ -25,6 +25,7 @@ from cm3leon_jax.data.pipeline import Rows, batches
 from cm3leon_jax.evaluation import pairs, shapes
 from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
 from cm3leon_jax.evaluation.reconstruction import scores
+from cm3leon_jax.interop import efficientnet
 from cm3leon_jax.models.attention import xla_attention
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.mesh import make_mesh
@@ -102,12 +103,15 @@ def train_image_tokenizer(
             mesh=make_mesh(system.mesh),
             rules=system.rules,
             score=scores,
+            features=FEATURES[settings.features](),
         )
 
-    inputs = {
+    inputs: dict[str, Any] = {
         "model": dataclasses.asdict(settings.model),
         "training": dataclasses.asdict(settings.training),
     }
+    if settings.features != "none":
+        inputs["features"] = settings.features
     return workdir.run_stage(
         folder, inputs | _after(directory, "documents"), work, overwrite=overwrite
     )
@@ -222,6 +226,7 @@ def evaluate(directory: Path, protocol: Protocol, checkpoint: str) -> Results:
 
 
 EVALUATORS = {"shapes": shapes.TASKS, "pairs": pairs.TASKS}
+FEATURES = {"none": lambda: None, "efficientnet_lite0": efficientnet.features}
 STAGES: dict[str, Callable[..., Results]] = {
     "prepare_data": prepare_data,
     "train_text_tokenizer": train_text_tokenizer,

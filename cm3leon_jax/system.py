@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cm3leon_jax import config as configs
 from cm3leon_jax import vocab
 from cm3leon_jax.data.infill import InfillConfig
 from cm3leon_jax.data.packing import PackingConfig
 from cm3leon_jax.data.sources import SOURCES
+from cm3leon_jax.models import efficientnet
 from cm3leon_jax.models.decoder import DecoderConfig
 from cm3leon_jax.models.vqgan import VQGANConfig
 from cm3leon_jax.parallel.mesh import MeshConfig
@@ -62,12 +63,35 @@ class VocabularyConfig:
 @dataclass(frozen=True, kw_only=True)
 class ImageTokenizerConfig:
     """The VQGAN, how it is trained, held-out pictures that score it while it trains,
-    and blanked encodings kept per picture in the token cache."""
+    and blanked encodings kept per picture in the token cache.
+
+    `features` is the network whose feature maps `training.perceptual` weighs: "none",
+    or "efficientnet_lite0" (the extra `features`; pictures of 32x32 or more).
+    """
 
     model: VQGANConfig
     training: ImageTokenizerTrainConfig
     validation_pictures: int = 500
     regions_per_image: int = 1
+    features: Literal["none", "efficientnet_lite0"] = "none"
+
+    def __post_init__(self):
+        name = "image_tokenizer"
+        if self.features not in ("none", "efficientnet_lite0"):
+            raise ValueError(
+                f"{name}.features={self.features!r}: choose none or efficientnet_lite0"
+            )
+        if (self.features == "none") != (self.training.perceptual == 0):
+            raise ValueError(
+                f"{name}.features={self.features!r} and {name}.training.perceptual="
+                f"{self.training.perceptual} do not go together: give the network and "
+                "its weight, or 'none' and 0"
+            )
+        if self.features != "none" and self.model.image_size < efficientnet.MIN_SIDE:
+            raise ValueError(
+                f"{name}.model.image_size={self.model.image_size}: {self.features} "
+                f"needs pictures of at least {efficientnet.MIN_SIDE} pixels a side"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
