@@ -20,7 +20,8 @@ from flax import nnx
 
 from cm3leon_jax.models.attention import Attention, xla_attention
 from cm3leon_jax.models.layers import (
-    POSITION_STD,
+    POSITION_RATIO,
+    WEIGHT_STD,
     Shard,
     cast,
     constant,
@@ -44,10 +45,12 @@ class DecoderConfig:
 
     `mlp` is the inner width of the feed-forward, `length` the longest row (and the
     size of the table of learned positions). `dtype` is the compute dtype; parameters
-    are always float32. `norm="layer"` has no parameters, `"rms"` a scale. `post_norm`
-    normalises each branch's output instead of its input. `qk_norm` is a LayerNorm with
-    scale and bias per head. `remat` trades memory for recomputation in the backward
-    pass: "dots" keeps the weight products, "full" only the blocks' inputs.
+    are always float32. `init_std` is that of every weight that does not start at zero;
+    learned positions have 1/30 of it. `norm="layer"` has no parameters, `"rms"` a
+    scale. `post_norm` normalises each branch's output instead of its input. `qk_norm`
+    is a LayerNorm with scale and bias per head. `remat` trades memory for recomputation
+    in the backward pass: "dots" keeps the weight products, "full" only the blocks'
+    inputs.
     """
 
     vocab: int
@@ -59,6 +62,7 @@ class DecoderConfig:
     dtype: Dtype = "float32"
     norm: Norm = "layer"
     norm_eps: float = 1e-5
+    init_std: float = WEIGHT_STD
     activation: Activation = "relu"
     positions: Positions = "learned"
     qk_norm: bool = False
@@ -92,8 +96,9 @@ class DecoderConfig:
                 f"decoder.positions='rope' turns pairs of channels, but decoder.width/"
                 f"decoder.heads={self.width // self.heads} is odd"
             )
-        if not self.norm_eps > 0:
-            raise ValueError(f"decoder.norm_eps={self.norm_eps} must be positive")
+        for name in ("norm_eps", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"decoder.{name}={getattr(self, name)} must be > 0")
 
 
 class Block(nnx.Module):
@@ -106,15 +111,15 @@ class Block(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         N, D, H, F = config.layers, config.width, config.heads, config.mlp
-        K = D // H
+        K, std = D // H, config.init_std
         project = (N, D, H, K), ("layers", "embed", "heads", "head")
-        self.w_q = normal(rngs, *project)
-        self.w_k = normal(rngs, *project)
-        self.w_v = normal(rngs, *project)
+        self.w_q = normal(rngs, *project, std)
+        self.w_k = normal(rngs, *project, std)
+        self.w_v = normal(rngs, *project, std)
         self.w_out = constant(0.0, (N, H, K, D), ("layers", "heads", "head", "embed"))
-        self.w_up = normal(rngs, (N, D, F), ("layers", "embed", "mlp"))
+        self.w_up = normal(rngs, (N, D, F), ("layers", "embed", "mlp"), std)
         if config.activation == "swiglu":
-            self.w_gate = normal(rngs, (N, D, F), ("layers", "embed", "mlp"))
+            self.w_gate = normal(rngs, (N, D, F), ("layers", "embed", "mlp"), std)
         self.w_down = constant(0.0, (N, F, D), ("layers", "mlp", "embed"))
         if config.norm == "rms":
             self.attention_scale = constant(1.0, (N, D), ("layers", "embed"))
@@ -191,10 +196,13 @@ class Decoder(nnx.Module):
         self.config = config
         V, D = config.vocab, config.width
         with nnx.use_eager_sharding(False):  # names only; no mesh is needed to build
-            self.embed = normal(rngs, (V, D), ("vocab", "embed"))
+            self.embed = normal(rngs, (V, D), ("vocab", "embed"), config.init_std)
             if config.positions == "learned":
                 self.position = normal(
-                    rngs, (config.length, D), (None, "embed"), POSITION_STD
+                    rngs,
+                    (config.length, D),
+                    (None, "embed"),
+                    config.init_std * POSITION_RATIO,
                 )
             self.blocks = Block(config, rngs)
             if config.norm == "rms":

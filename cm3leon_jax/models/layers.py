@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 WEIGHT_STD = 0.006  # paper section 1.2, for every weight that does not start at zero
-POSITION_STD = 0.0002  # paper section 1.2
+POSITION_RATIO = 1 / 30  # learned positions: 0.0002, paper section 1.2
 ROPE_THETA = 10_000.0  # Chameleon; paper section 2.7
 
 Axes = tuple[str | None, ...]
@@ -27,9 +27,7 @@ def identity(x: jax.Array, names: Axes) -> jax.Array:
     return x
 
 
-def normal(
-    rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float = WEIGHT_STD
-) -> nnx.Param:
+def normal(rngs: nnx.Rngs, shape: Sequence[int], axes: Axes, std: float) -> nnx.Param:
     """A float32 parameter from a normal distribution cut at three deviations."""
     x = jax.random.truncated_normal(rngs.params(), -3.0, 3.0, tuple(shape)) * std
     return nnx.Param(x, out_sharding=axes)
