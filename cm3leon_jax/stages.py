@@ -1,19 +1,25 @@
 """The stages of a system, each a function of (system, workdir) that runs once.
 
 A stage reads the folders of the stages before it, owns one folder itself and leaves
-`DONE.json` there; what it depends on is hashed, so a stage that is rerun does nothing
-and one whose settings have changed refuses (`workdir.py`).
+`DONE.json` there; what it depends on (`System.stage_inputs`) is hashed, so a stage that
+is rerun does nothing and one whose settings have changed refuses (`workdir.py`).
+
+In a job of several processes, which share the work directory, all of them train; what
+needs no devices is done by the first while the others wait.
 """
 
-import dataclasses
+import collections
 import functools
 import itertools
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from cm3leon_jax import config as configs
@@ -28,6 +34,7 @@ from cm3leon_jax.evaluation.reconstruction import scores
 from cm3leon_jax.interop import efficientnet
 from cm3leon_jax.models.attention import xla_attention
 from cm3leon_jax.models.decoder import Decoder
+from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.parallel.mesh import make_mesh
 from cm3leon_jax.parallel.rules import batch_sharding, shard_fn
 from cm3leon_jax.system import System
@@ -39,23 +46,40 @@ from cm3leon_jax.training.optimizer import make_optimizer
 
 Results = dict[str, Any]
 _SHARDS = 4
+_NAMED = 20  # records that results name, where there are more
 
 
 def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Results:
-    """Source -> `documents/`: every split as ArrayRecord, with what was skipped."""
+    """Source -> `documents/`: every split as ArrayRecord, with what was skipped.
+
+    Raises ValueError where nothing can be learnt or validated from what was found.
+    """
+    folder = directory / "documents"
 
     def work() -> Mapping[str, Any]:
         _, documents = sources.SOURCES[system.data.source]
         splits = system.data.limits
-        return sources.prepare(
-            system.source, documents, directory / "documents", splits
-        )
+        made = sources.prepare(system.source, documents, folder, splits)
+        for split in ("train", "validation"):
+            if not made[split]["documents"]:
+                (folder / f"{split}.json").unlink()  # the next run looks again
+                raise ValueError(_nothing_found(folder, split))
+        return made
 
-    return workdir.run_stage(
-        directory / "documents",
-        {"data": dataclasses.asdict(system.data)},
-        work,
-        overwrite=overwrite,
+    return _run_stage(system, folder, work, overwrite)
+
+
+def _nothing_found(folder: Path, split: str) -> str:
+    """The message for a split without documents, with the commonest reason."""
+    lines = (folder / "skipped.jsonl").read_text().splitlines()
+    skipped = [json.loads(line) for line in lines]
+    reasons = collections.Counter(s["reason"] for s in skipped if s["split"] == split)
+    if not reasons:
+        return f"the source has no {split} documents: see data.settings, data.{split}"
+    (reason, count), total = reasons.most_common(1)[0], reasons.total()
+    return (
+        f"none of the source's {total} {split} records can be used; {count} of them: "
+        f"{reason} (see {folder / 'skipped.jsonl'})"
     )
 
 
@@ -64,6 +88,7 @@ def train_text_tokenizer(
 ) -> Results:
     """`documents/` -> `text_tokenizer/`: byte-pair pieces of the training captions."""
     folder = directory / "text_tokenizer"
+    _need(directory, "documents")
 
     def work() -> Results:
         documents = sources.read_documents(directory / "documents", "train")
@@ -78,10 +103,7 @@ def train_text_tokenizer(
         )
         return {"pieces": system.vocabulary.text}
 
-    inputs = {"text": system.vocabulary.text, "seed": system.seed}
-    return workdir.run_stage(
-        folder, inputs | _after(directory, "documents"), work, overwrite=overwrite
-    )
+    return _run_stage(system, folder, work, overwrite)
 
 
 def train_image_tokenizer(
@@ -90,6 +112,7 @@ def train_image_tokenizer(
     """`documents/` -> `image_tokenizer/`: the VQGAN, and how well it reconstructs."""
     folder = directory / "image_tokenizer"
     settings = system.image_tokenizer
+    _need(directory, "documents")
 
     def work() -> Mapping[str, Any]:
         held_out = _Pictures(directory, "validation")
@@ -103,23 +126,17 @@ def train_image_tokenizer(
             mesh=make_mesh(system.mesh),
             rules=system.rules,
             score=scores,
+            seed=system.seed,
             features=FEATURES[settings.features](),
         )
 
-    inputs: dict[str, Any] = {
-        "model": dataclasses.asdict(settings.model),
-        "training": dataclasses.asdict(settings.training),
-    }
-    if settings.features != "none":
-        inputs["features"] = settings.features
-    return workdir.run_stage(
-        folder, inputs | _after(directory, "documents"), work, overwrite=overwrite
-    )
+    return _run_stage(system, folder, work, overwrite, everyone=True)
 
 
 def tokenize_data(system: System, directory: Path, overwrite: bool = False) -> Results:
     """`documents/` -> `tokens/`, with both tokenizers."""
     folder = directory / "tokens"
+    _need(directory, "documents", "text_tokenizer", "image_tokenizer")
 
     def work() -> Results:
         made = {}
@@ -137,26 +154,14 @@ def tokenize_data(system: System, directory: Path, overwrite: bool = False) -> R
             )
         return made
 
-    inputs = {
-        "vocabulary": dataclasses.asdict(system.vocabulary),
-        "regions_per_image": system.image_tokenizer.regions_per_image,
-        "seed": system.seed,
-    }
-    before = _after(directory, "documents", "text_tokenizer", "image_tokenizer")
-    return workdir.run_stage(folder, inputs | before, work, overwrite=overwrite)
+    return _run_stage(system, folder, work, overwrite)
 
 
 def pretrain(system: System, directory: Path, overwrite: bool = False) -> Results:
     """`tokens/` -> `pretrain/`: the decoder, by `training/step.py` in the loop."""
     folder = directory / "pretrain"
     settings = system.pretrain
-    # The number of updates may grow: a finished run then goes on.
-    inputs = {
-        "decoder": system.decoder,
-        "pretrain": dataclasses.asdict(settings),
-        "seed": system.seed,
-    }
-    inputs |= _after(directory, "tokens")
+    _need(directory, "tokens")
 
     def work() -> Results:
         mesh = make_mesh(system.mesh)
@@ -199,7 +204,7 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
             directory=folder,
             mesh=mesh,
             rules=system.rules,
-            settings=inputs,
+            settings=system.stage_inputs["pretrain"],
             work=Work(
                 unit="tokens",
                 per_step=tokens,
@@ -212,17 +217,46 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
             ],
             name="pretrain",
         )
-        return {"steps": settings.optimizer.steps, **validate(final)}
+        # The loss of a group without tokens is not a number.
+        held_out = {k: x for k, x in validate(final).items() if math.isfinite(x)}
+        return {"steps": settings.optimizer.steps, **_overlong(rows), **held_out}
 
-    return workdir.run_stage(folder, inputs, work, overwrite=overwrite)
+    return _run_stage(system, folder, work, overwrite, everyone=True)
+
+
+def _overlong(rows: Rows) -> Results:
+    """How many records were too long for a row, and which (the first of them)."""
+    names: list[str] = []
+    if rows.skipped:
+        capacity = rows.packing.capacity
+        numbers = np.flatnonzero(rows.records.index["length"] + 2 > capacity)
+        names = [record.id for record in rows.records.read(numbers[:_NAMED])]
+        logging.warning(
+            "%d of %d training records were left out, too long for pretrain.packing."
+            "row_length=%d: %s%s",
+            *(rows.skipped, len(rows.records), rows.packing.row_length),
+            *(", ".join(names), ", …" if rows.skipped > _NAMED else ""),
+        )
+    return {"overlong": rows.skipped, "overlong_ids": names}
 
 
 def evaluate(directory: Path, protocol: Protocol, checkpoint: str) -> Results:
     """Any finished checkpoint -> `eval/` and `samples/`, by one protocol."""
+    check_protocol(protocol)
+    return run_protocol(directory, checkpoint, protocol, EVALUATORS[protocol.world])
+
+
+def check_protocol(protocol: Protocol) -> None:
+    """Raises ValueError where a protocol asks for what nobody measures."""
     if protocol.world not in EVALUATORS:
         known = ", ".join(EVALUATORS)
         raise ValueError(f"protocol.world={protocol.world!r}: choose from {known}")
-    return run_protocol(directory, checkpoint, protocol, EVALUATORS[protocol.world])
+    for task in protocol.tasks:
+        if task not in EVALUATORS[protocol.world]:
+            raise ValueError(
+                f"protocol.tasks: no {task!r} in world {protocol.world!r}, choose from "
+                f"{', '.join(EVALUATORS[protocol.world])}"
+            )
 
 
 EVALUATORS = {"shapes": shapes.TASKS, "pairs": pairs.TASKS}
@@ -244,14 +278,38 @@ def run(
 ) -> Results:
     """Runs stages of a config in order; their results by name.
 
-    The work directory keeps its own config until every stage has accepted the new one.
+    Nothing is written, and `config.json` stays, unless every stage that is there agrees
+    with the config or is made anew. Raises FileExistsError for one that does neither.
     """
+    if "://" in str(directory):
+        raise ValueError(
+            f"--workdir {directory}: cloud folders cannot be written to directly, "
+            "mount the bucket as a folder (gcsfuse, mountpoint-s3) and give that"
+        )
+    config, names = System.complete(config), list(names)
     system = System.make(config)
-    if not (directory / configs.FILE).is_file():
+    stale = {}
+    for stage, (folder, wanted) in zip(
+        STAGES, system.stage_inputs.items(), strict=True
+    ):
+        changed = workdir.changes(directory / folder, wanted)
+        if changed and not overwrite:
+            raise workdir.refusal(directory / folder, changed)
+        if changed and stage not in names:
+            raise FileExistsError(
+                f"{directory / folder} was made with other settings ({changed}) and "
+                f"{', '.join(names)} does not make it anew: launch/run_all.py "
+                "--overwrite does, or delete that folder"
+            )
+        if changed:
+            stale[directory / folder] = changed
+    together("checked")
+    if jax.process_index() == 0:
+        for folder, changed in stale.items():
+            workdir.delete(folder, changed)
         configs.write(directory, config)
-    results = {name: STAGES[name](system, directory, overwrite) for name in names}
-    configs.write(directory, config)
-    return results
+    together("configured")
+    return {name: STAGES[name](system, directory) for name in names}
 
 
 def open_rows(system: System, directory: Path, split: str) -> Rows:
@@ -311,6 +369,31 @@ class _Pictures(Sequence):
         raise ValueError(f"document {document.id!r} has no picture to learn from")
 
 
-def _after(directory: Path, *stages: str) -> dict[str, str]:
-    """What the finished stages before this one were made from."""
-    return {name: workdir.results(directory / name)["inputs_hash"] for name in stages}
+def _run_stage(
+    system: System,
+    folder: Path,
+    work: Callable[[], Mapping[str, Any]],
+    overwrite: bool,
+    everyone: bool = False,
+) -> Results:
+    """`workdir.run_stage` by the first process; `everyone` takes part in the work.
+
+    Every process looks whether the stage is done before any of them begins.
+    """
+    wanted = system.stage_inputs[folder.name]
+    if jax.process_count() == 1:
+        return workdir.run_stage(folder, wanted, work, overwrite=overwrite)
+    done = workdir.is_done(folder, wanted)
+    together(f"{folder.name} begins")
+    if jax.process_index() == 0:
+        workdir.run_stage(folder, wanted, work, overwrite=overwrite)
+    elif everyone and not done:
+        work()
+    together(f"{folder.name} ends")
+    return workdir.results(folder)
+
+
+def _need(directory: Path, *folders: str) -> None:
+    """FileNotFoundError where a stage before this one has not finished."""
+    for name in folders:
+        workdir.results(directory / name)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cm3leon_jax import config as configs
 from cm3leon_jax import vocab
@@ -77,6 +77,9 @@ class ImageTokenizerConfig:
 
     def __post_init__(self):
         name = "image_tokenizer"
+        for key in ("validation_pictures", "regions_per_image"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{name}.{key}={getattr(self, key)} must be positive")
         if self.features not in ("none", "efficientnet_lite0"):
             raise ValueError(
                 f"{name}.features={self.features!r}: choose none or efficientnet_lite0"
@@ -96,7 +99,16 @@ class ImageTokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """The CM3 run: objective, packing, batch (rows), optimizer, and what is logged."""
+    """The CM3 run: objective, packing, batch (rows), optimizer, and what is logged.
+
+    `BOOKKEEPING` says how a run is computed and watched, not what it computes: these
+    may change when it is resumed.
+    """
+
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = (
+        *("microbatches", "loss_blocks", "log_every", "checkpoint_every"),
+        *("validate_every", "validation_batches", "keep", "workers"),
+    )
 
     infill: InfillConfig
     packing: PackingConfig
@@ -112,6 +124,23 @@ class PretrainConfig:
     keep: int = 2
     workers: int = 0
 
+    def __post_init__(self):
+        for key in ("batch_size", *self.BOOKKEEPING):
+            value, least = getattr(self, key), 0 if key == "workers" else 1
+            if value < least:
+                raise ValueError(f"pretrain.{key}={value} must be at least {least}")
+        if self.z_loss < 0:
+            raise ValueError(f"pretrain.z_loss={self.z_loss} must not be negative")
+        for key, whole, of in (
+            ("microbatches", self.batch_size, "batch_size"),
+            ("loss_blocks", self.packing.row_length, "packing.row_length"),
+        ):
+            if whole % getattr(self, key):
+                raise ValueError(
+                    f"pretrain.{key}={getattr(self, key)} does not divide "
+                    f"pretrain.{of}={whole}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
@@ -121,11 +150,19 @@ class SamplingConfig:
     caption: Sampler
     infill: Sampler
 
+    def __post_init__(self):
+        if self.caption.guidance != 1:
+            raise ValueError(
+                f"sampling.caption.guidance={self.caption.guidance}: captions have no "
+                "prompt to be guided by, leave it at 1"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class System:
     """The sections of a config file in `configs/`. Raises ValueError where they clash.
 
+    `seed` is that of every random choice: tokenizers, data order, initial state.
     `protocol` is the file in `configs/eval/` that this system is measured by.
     `decoder` holds the settings of `DecoderConfig` but for the vocabulary, which
     follows from `vocabulary` and the image tokenizer's codebook.
@@ -144,6 +181,8 @@ class System:
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed={self.seed} must be in [0, 2^31)")
         picture = getattr(self.source, "image_size", None)
         model = self.image_tokenizer.model
         if picture != model.image_size:
@@ -171,7 +210,19 @@ class System:
     @classmethod
     def make(cls, config: Mapping[str, Any]) -> "System":
         """From a config (plain nested dict), as read from a file or a workdir."""
-        return configs.make(cls, config, "config")
+        return configs.make(cls, config, "")
+
+    @classmethod
+    def complete(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A config with every setting that it leaves at its default written out."""
+        whole = configs.complete(cls, config)
+        decoder = configs.complete(DecoderConfig, config.get("decoder") or {})
+        data = config.get("data")
+        if isinstance(data, Mapping) and data.get("source") in SOURCES:
+            kind, _ = SOURCES[data["source"]]
+            settings = configs.complete(kind, data.get("settings") or {})
+            whole["data"] = whole["data"] | {"settings": settings}
+        return whole | {"decoder": decoder}
 
     @classmethod
     def load(cls, workdir: str | Path) -> "System":
@@ -194,3 +245,54 @@ class System:
     def decoder_config(self) -> DecoderConfig:
         settings = {**self.decoder, "vocab": self.layout.size}
         return configs.make(DecoderConfig, settings, "decoder")
+
+    @cached_property
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """What a checkpoint of the decoder must agree with to be used with this system:
+        the settings of its mathematics and the one id space, as plain JSON."""
+        decoder = dataclasses.asdict(self.decoder_config)
+        del decoder["remat"]  # how, not what, is computed
+        layout = {
+            key: [value.start, value.stop] if isinstance(value, range) else value
+            for key, value in vars(self.layout).items()
+        }
+        return {"decoder": decoder, "layout": layout}
+
+    @cached_property
+    def stage_inputs(self) -> dict[str, dict[str, Any]]:
+        """What every stage's output depends on, by the stage's folder.
+
+        Settings that only say how a stage is computed or watched are not among them.
+        An optimizer's `steps` is: every update's learning rate follows from it.
+        """
+        made: dict[str, dict[str, Any]] = {}
+
+        def after(*folders: str) -> dict[str, str]:
+            return {name: configs.config_hash(made[name]) for name in folders}
+
+        tokenizer, seed = self.image_tokenizer, {"seed": self.seed}
+        data = {"data": dataclasses.asdict(self.data)}
+        data["data"]["settings"] = dataclasses.asdict(self.source)
+        made["documents"] = data
+        text = {"text": self.vocabulary.text}
+        made["text_tokenizer"] = text | seed | after("documents")
+        pictures: dict[str, Any] = {
+            "model": dataclasses.asdict(tokenizer.model),
+            "training": configs.essential(tokenizer.training),
+        }
+        if tokenizer.features != "none":
+            pictures["features"] = tokenizer.features
+        made["image_tokenizer"] = pictures | seed | after("documents")
+        made["tokens"] = {
+            "vocabulary": dataclasses.asdict(self.vocabulary),
+            "regions_per_image": tokenizer.regions_per_image,
+            **seed,
+            **after("documents", "text_tokenizer", "image_tokenizer"),
+        }
+        made["pretrain"] = {
+            **self.checkpoint_settings,
+            "pretrain": configs.essential(self.pretrain),
+            **seed,
+            **after("tokens"),
+        }
+        return made

@@ -13,9 +13,10 @@ from typing import Any
 
 from absl import logging
 
-from cm3leon_jax.config import config_hash
+from cm3leon_jax.config import config_hash, read_json, write_whole
 
 DONE = "DONE.json"
+BEGUN = "inputs.json"
 
 
 def results(directory: str | Path) -> dict[str, Any]:
@@ -26,7 +27,42 @@ def results(directory: str | Path) -> dict[str, Any]:
             f"{path} does not exist: the stage '{Path(directory).name}' has not "
             "finished; run it first (launch/run_all.py runs all stages in order)"
         )
-    return json.loads(path.read_text())
+    return read_json(path, "delete it and run the stage again, which then goes on")
+
+
+def changes(directory: str | Path, inputs: Mapping[str, Any]) -> str:
+    """In which settings `inputs` differ from those a stage was begun with, in words.
+
+    Empty where they are the same or the stage was never begun.
+    """
+    begun = Path(directory) / BEGUN
+    if not begun.is_file():
+        return ""
+    found = read_json(begun, f"delete {directory} to make it anew")
+    if found["hash"] == config_hash(inputs):
+        return ""
+    return _changes(found["inputs"], json.loads(_dump(inputs))) or "in its form"
+
+
+def is_done(directory: str | Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether a stage has finished with these inputs."""
+    directory = Path(directory)
+    begun = (directory / BEGUN).is_file() and (directory / DONE).is_file()
+    return begun and not changes(directory, inputs)
+
+
+def refusal(directory: str | Path, changed: str) -> FileExistsError:
+    """The error for a stage that was made with other settings."""
+    return FileExistsError(
+        f"{directory} was made with other settings ({changed}): choose another "
+        "--workdir, or give --overwrite, which deletes that folder and makes it anew"
+    )
+
+
+def delete(directory: str | Path, changed: str) -> None:
+    """Deletes a stage's folder, saying so."""
+    logging.warning("deleting %s, made with other settings (%s)", directory, changed)
+    shutil.rmtree(directory)
 
 
 def run_stage(
@@ -44,29 +80,20 @@ def run_stage(
     inputs goes on, so `work` may resume from what it finds in its folder.
     """
     directory = Path(directory)
+    changed = changes(directory, inputs)
+    if changed:
+        if not overwrite:
+            raise refusal(directory, changed)
+        delete(directory, changed)
+    if is_done(directory, inputs):
+        logging.info("%s is done", directory.name)
+        return results(directory)
     wanted = config_hash(inputs)
-    begun = directory / "inputs.json"
-    if begun.is_file():
-        found = json.loads(begun.read_text())
-        if found["hash"] != wanted:
-            if not overwrite:
-                changed = _changes(found["inputs"], json.loads(_dump(inputs)))
-                raise FileExistsError(
-                    f"{directory} was made with other settings ({changed}): choose "
-                    "another --workdir, or give --overwrite to make it anew"
-                )
-            shutil.rmtree(directory)
-        elif (directory / DONE).is_file():
-            logging.info("%s is done", directory.name)
-            return results(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    begun.write_text(_dump({"hash": wanted, "inputs": inputs}))
+    write_whole(directory / BEGUN, _dump({"hash": wanted, "inputs": inputs}))
     start = time.monotonic()
     made = dict(work())
     made |= {"inputs_hash": wanted, "seconds": round(time.monotonic() - start, 1)}
-    finished = directory / (DONE + ".partial")
-    finished.write_text(_dump(made))
-    finished.rename(directory / DONE)
+    write_whole(directory / DONE, _dump(made))
     return made
 
 

@@ -1,6 +1,6 @@
 """CM3Leon-350M as published: paper Table 3, sections 2.1 to 2.4.
 
-    python launch/pretrain.py --config configs/cm3leon_350m.py --workdir gs://…
+    python launch/pretrain.py --config configs/cm3leon_350m.py --workdir DIR
 
 24 layers of width 1,024, rows of 4,096 tokens, 8M tokens per update, 1.4T in all.
 Expected: zero-shot COCO FID-30K 14.2 with two retrieved documents (paper Table 1).
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
                         "b2": 0.9,
                         "weight_decay": 0.0,
                     },
-                    "batch": 192,
+                    "batch_size": 192,
                     "restart_until": 400_000,
                     "adversarial": 0.8,
                     "adversarial_start": 250_001,

@@ -1,6 +1,6 @@
 """CM3Leon-760M as published: paper Table 3. Differs from the 350M in size and rate.
 
-    python launch/pretrain.py --config configs/cm3leon_760m.py --workdir gs://…
+    python launch/pretrain.py --config configs/cm3leon_760m.py --workdir DIR
 
 1.9T tokens. Expected: zero-shot COCO FID-30K 6.61 with two retrieved documents.
 """

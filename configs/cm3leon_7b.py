@@ -1,6 +1,6 @@
 """CM3Leon-7B as published: paper Table 3. Differs from the 350M in size and rate.
 
-    python launch/pretrain.py --config configs/cm3leon_7b.py --workdir gs://…
+    python launch/pretrain.py --config configs/cm3leon_7b.py --workdir DIR
 
 2.4T tokens. Expected: zero-shot COCO FID-30K 10.82, 5.78 and 4.88 with 0, 1 and 2
 retrieved documents (paper Table 1).

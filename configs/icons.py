@@ -50,7 +50,7 @@ def _quick() -> ConfigDict:
                         "schedule": "cosine",
                         "floor": 0.02,
                     },
-                    "batch": 32,
+                    "batch_size": 32,
                     "unquantised_steps": 500,
                     "restart_until": 2000,
                 },

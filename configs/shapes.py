@@ -66,7 +66,7 @@ def _quick() -> ConfigDict:
                         "b2": 0.99,
                         "weight_decay": 0.0,
                     },
-                    "batch": 32,
+                    "batch_size": 32,
                     "unquantised_steps": 250,
                     "restart_until": 720,
                     "l1": 2.0,

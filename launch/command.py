@@ -3,7 +3,7 @@
     --config FILE.py[:variant]      one system (or, for evaluate.py, one protocol)
     --config.section.key=value      any setting of it, overridden
     --workdir DIR                   the work directory
-    --overwrite                     make a stage anew whose settings have changed
+    --overwrite                     delete and make anew what has other settings
 
 A mistake of the user ends in one line that says the mend (exit status 2); the last
 line on standard output is one JSON object with the results.
@@ -23,16 +23,81 @@ sys.path.insert(0, str(ROOT))  # for `configs`
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The work directory.", required=True)
 OVERWRITE = flags.DEFINE_bool(
-    "overwrite", False, "Make stages anew whose settings have changed."
+    "overwrite",
+    False,
+    "Delete the folders of stages made with other settings, and make them anew.",
 )
 _MISTAKES = (ValueError, OSError, FloatingPointError)
 
 
-def define_config(**options: Any) -> Any:
-    """The flag --config; its value is an `ml_collections.ConfigDict`."""
+Complete = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def complete_system(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a system with all its defaults."""
+    from cm3leon_jax.system import System
+
+    return System.complete(config)
+
+
+def complete_protocol(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a protocol with all its defaults."""
+    from cm3leon_jax import config as configs
+    from cm3leon_jax.evaluation.protocol import Protocol
+
+    return configs.complete(Protocol, config)
+
+
+def define_config(complete: Complete) -> Any:
+    """The flag --config; its value is an `ml_collections.ConfigDict`.
+
+    `complete` writes the defaults out, so that each can be given on the command line.
+    """
     from ml_collections import config_flags
 
-    return config_flags.DEFINE_config_file("config", **options)
+    holder = config_flags.DEFINE_config_file("config")
+    flag = flags.FLAGS["config"]
+    flag.parser = _Completed(flag.parser, complete)
+    return holder
+
+
+class _Completed(flags.ArgumentParser):
+    """Reads a config file and fills it up; knows the overrides that do not exist."""
+
+    def __init__(self, parser: Any, complete: Complete) -> None:
+        self._parser, self._complete = parser, complete
+
+    def parse(self, argument: str) -> Any:
+        from ml_collections import ConfigDict
+
+        config = self._parser.parse(argument)
+        if isinstance(config, ConfigDict):  # else it says on use why it is none
+            config = ConfigDict(self._complete(config.to_dict())).lock()
+            for given in sys.argv[1:]:
+                if given.startswith("--config."):
+                    _check_path(config, given.split("=")[0].removeprefix("--config."))
+        return config
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+def _check_path(config: Any, path: str) -> None:
+    from ml_collections import ConfigDict
+
+    from cm3leon_jax.config import unknown_setting
+
+    *sections, last = path.split(".")
+    node = config
+    for depth, key in enumerate((*sections, last)):
+        name = ".".join(sections[:depth])
+        if not isinstance(node, ConfigDict):
+            fail(f"{name} is a setting, not a section: there is no {path}")
+        if key not in node:
+            if depth == len(sections) and key.removeprefix("no") in node:
+                return  # --config.decoder.noqk_norm
+            fail(unknown_setting(name, key, node))
+        node = node[key]
 
 
 def run(main: Callable[[], dict[str, Any]]) -> None:
@@ -59,8 +124,6 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
 def _parse(arguments: list[str]) -> list[str]:
     try:
         return flags.FLAGS(arguments)
-    except (AttributeError, KeyError) as error:  # of --config.section.key=value
-        fail(f"unknown setting {str(error).strip(chr(34))}; see the config file")
     except (flags.Error, OSError, ValueError) as error:
         fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
 
@@ -73,7 +136,7 @@ def fail(message: str) -> Any:
 
 def run_stages(*names: str) -> None:
     """The whole of a script that runs stages of `cm3leon_jax.stages` in order."""
-    config_flag = define_config()
+    config_flag = define_config(complete_system)
 
     def main() -> dict[str, Any]:
         from cm3leon_jax import stages
@@ -98,8 +161,13 @@ def given_config(flag: Any) -> dict[str, Any]:
     return flag.value.to_dict()
 
 
-def read_config_file(name: str) -> dict[str, Any]:
-    """`FILE.py[:variant]`, relative to the repository, as a plain dict."""
+def read_config_file(name: str, setting: str) -> dict[str, Any]:
+    """`FILE.py[:variant]`, relative to the repository, as a plain dict.
+
+    `setting` is where the name comes from, for the error.
+    """
     path, _, variant = name.partition(":")
+    if not (ROOT / path).is_file():
+        raise FileNotFoundError(f"{setting}={name}: {ROOT / path} does not exist")
     get_config = runpy.run_path(str(ROOT / path))["get_config"]
     return get_config(*([variant] if variant else [])).to_dict()

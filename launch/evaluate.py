@@ -9,7 +9,7 @@ from pathlib import Path
 import command
 from absl import flags
 
-CONFIG = command.define_config()
+CONFIG = command.define_config(command.complete_protocol)
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "pretrain", "A folder of the work directory, or FOLDER@STEP."
 )
@@ -19,7 +19,9 @@ def main() -> dict:
     from cm3leon_jax import config, stages
     from cm3leon_jax.evaluation import report
     from cm3leon_jax.evaluation.protocol import Protocol
+    from cm3leon_jax.parallel import distributed
 
+    distributed.initialize()
     if CONFIG.value is None:
         raise ValueError("give a protocol: --config configs/eval/….py")
     protocol = config.make(Protocol, CONFIG.value.to_dict(), "protocol")
@@ -29,4 +31,5 @@ def main() -> dict:
     return result
 
 
-command.run(main)
+if __name__ == "__main__":  # data workers import this file again
+    command.run(main)

@@ -5,4 +5,5 @@ python launch/prepare_data.py --config configs/shapes.py:quick --workdir runs/qu
 
 import command
 
-command.run_stages("prepare_data")
+if __name__ == "__main__":  # data workers import this file again
+    command.run_stages("prepare_data")

@@ -5,4 +5,5 @@ python launch/pretrain.py --config configs/shapes.py:quick --workdir runs/quick
 
 import command
 
-command.run_stages("pretrain")
+if __name__ == "__main__":  # data workers import this file again
+    command.run_stages("pretrain")

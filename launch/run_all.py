@@ -9,7 +9,7 @@ from pathlib import Path
 
 import command
 
-CONFIG = command.define_config()
+CONFIG = command.define_config(command.complete_system)
 
 
 def main() -> dict:
@@ -19,9 +19,10 @@ def main() -> dict:
 
     workdir = Path(command.WORKDIR.value)
     system = command.given_config(CONFIG)
-    stages.run(system, workdir, stages.STAGES, command.OVERWRITE.value)
-    measured = command.read_config_file(system["protocol"])
+    measured = command.read_config_file(system["protocol"], "protocol")
     protocol = config.make(Protocol, measured, "protocol")
+    stages.check_protocol(protocol)  # now rather than after hours of training
+    stages.run(system, workdir, stages.STAGES, command.OVERWRITE.value)
     result = stages.evaluate(workdir, protocol, "pretrain")
     return {
         "report": str(report.write(workdir)),
@@ -30,4 +31,5 @@ def main() -> dict:
     }
 
 
-command.run(main)
+if __name__ == "__main__":  # data workers import this file again
+    command.run(main)

@@ -46,7 +46,9 @@ OVERRIDES = {
 def main() -> dict:
     from cm3leon_jax import CM3Leon
     from cm3leon_jax.data.documents import Document, Text
+    from cm3leon_jax.parallel import distributed
 
+    distributed.initialize()
     model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value)
     prompts = _prompts()
     if TASK.value == "text_to_image":
@@ -137,4 +139,5 @@ def _save(pictures: list) -> dict:
     return {"pictures": [str(path) for path in paths]}
 
 
-command.run(main)
+if __name__ == "__main__":  # data workers import this file again
+    command.run(main)

@@ -5,4 +5,5 @@ python launch/tokenize_data.py --config configs/shapes.py:quick --workdir runs/q
 
 import command
 
-command.run_stages("tokenize_data")
+if __name__ == "__main__":  # data workers import this file again
+    command.run_stages("tokenize_data")

@@ -6,4 +6,5 @@ r"""documents/ -> image_tokenizer/: the VQGAN that turns pictures into codes.
 
 import command
 
-command.run_stages("train_image_tokenizer")
+if __name__ == "__main__":  # data workers import this file again
+    command.run_stages("train_image_tokenizer")

@@ -6,4 +6,5 @@ r"""documents/ -> text_tokenizer/: byte-pair pieces of the training texts.
 
 import command
 
-command.run_stages("train_text_tokenizer")
+if __name__ == "__main__":  # data workers import this file again
+    command.run_stages("train_text_tokenizer")

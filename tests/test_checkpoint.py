@@ -93,6 +93,42 @@ def test_the_model_is_loaded_alone_and_where_it_is_wanted(tmp_path):
         load_model(tmp_path, wider)
 
 
+def test_a_model_of_the_same_shapes_but_other_settings_is_refused(tmp_path):
+    settings = {"decoder": {"norm_eps": 1e-5, "heads": 2}, "seed": 0}
+    with Checkpoints(tmp_path, settings=settings, keep=1) as checkpoints:
+        checkpoints.save(1, {"model": small(1)}, position=1)
+    same = {"decoder": {"norm_eps": 1e-5, "heads": 2}}
+    assert load_model(tmp_path, ABSTRACT, settings=same)["step"] == 1
+    for other, named in (
+        ({"decoder": {"norm_eps": 1e-5, "heads": 4}}, "decoder.heads was 2, is 4"),
+        ({"layout": {"size": 128}}, "layout was absent"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            load_model(tmp_path, ABSTRACT, settings=other)
+
+
+def test_only_damage_is_called_damage(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path, settings={}, keep=1) as checkpoints:
+        checkpoints.save(1, {"model": small(1)}, position=1)
+    for error in (
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+        PermissionError(13, "Permission denied"),
+        ValueError("UNAVAILABLE: no route to host"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", fail)
+            with pytest.raises(type(error)) as caught:
+                load_model(tmp_path, ABSTRACT)
+        assert "damaged" not in str(caught.value)
+    (tmp_path / "checkpoints" / "1" / "meta" / "metadata").unlink()
+    with pytest.raises(ValueError, match="damaged"):
+        load_model(tmp_path, ABSTRACT)
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     old = {"decoder": {"width": 64, "layers": 2}, "gone": 1}
     with Checkpoints(tmp_path, settings=old, keep=1) as checkpoints:

@@ -42,7 +42,7 @@ TRAINING = ImageTokenizerTrainConfig(
     optimizer=OptimizerConfig(
         peak=5e-3, warmup=5, steps=120, b2=0.99, weight_decay=0.0, schedule="cosine"
     ),
-    batch=8,
+    batch_size=8,
     unquantised_steps=20,
     restart_every=5,
     restart_until=100,
@@ -89,11 +89,11 @@ def steps(config, count, model=MODEL, **options):
     state = create(jax.random.key(0), config, model)
     step = jax.jit(
         lambda state, batch: image_step.train_step(
-            state, batch, config=config, **options
+            state, batch, config=config, seed=0, **options
         )
     )
     side = model.image_size // 16
-    images = pictures(config.batch).repeat(side, 1).repeat(side, 2)
+    images = pictures(config.batch_size).repeat(side, 1).repeat(side, 2)
     for _ in range(count):
         state, values = step(state, {"images": images})
         yield state, {key: float(value) for key, value in values.items()}
@@ -320,7 +320,7 @@ def test_pictures_of_another_size_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"batch": 0}, "batch=0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"l2": 0.0}, "l1 and"),
         ({"unquantised_steps": 120}, "unquantised_steps=120"),
         ({"commitment": -1.0}, "commitment=-1.0"),

@@ -130,6 +130,13 @@ def test_what_goes_wrong_with_the_data_is_said(tmp_path):
     with pytest.raises(KeyError, match="a corrupt record"):
         train(tmp_path, batches=broken)
 
+    def uneven(start):
+        for batch in feed(start):
+            yield batch | {"x": batch["x"][:7]}
+
+    with pytest.raises(ValueError, match="7 rows does not divide .* 8 devices .* data"):
+        train(tmp_path / "uneven", batches=uneven)
+
 
 def test_a_failed_write_stops_the_run_with_its_mend(tmp_path, monkeypatch):
     train(tmp_path, steps=4)

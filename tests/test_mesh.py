@@ -58,6 +58,11 @@ def test_a_job_of_several_joins_them(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
     distributed.initialize()
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    distributed.initialize()
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS")
+    monkeypatch.delenv("SLURM_STEP_ID")  # the shell of salloc: no others will come
     distributed.initialize()
     assert calls == [
         (("host:1234", 2, 1), {}),

@@ -70,7 +70,7 @@ def test_activations_are_placed_by_the_computing_table():
     assert x_BLF.sharding.spec == P(("data", "fsdp"), None, "tensor")
 
 
-def test_what_cannot_be_placed_is_named():
+def test_what_cannot_be_placed_is_named(monkeypatch):
     mesh = tiny.mesh_of(1, 8, 1)
     with pytest.raises(ValueError, match="'bogus'.*not one of"):
         tiny.RULES.store.spec(("embed", "bogus"))
@@ -80,5 +80,8 @@ def test_what_cannot_be_placed_is_named():
         AxisTable(embed=("model",))
     rules = Rules(store=AxisTable(layers=("fsdp",)))
     abstract = jax.eval_shape(tiny.init, jax.random.key(0))
+    small = shardings(abstract, mesh, rules)  # is copied to every device
+    assert small.model.blocks.w_up[...].spec == P(None, None, None)
+    monkeypatch.setattr("cm3leon_jax.parallel.rules.LARGE", 1000)
     with pytest.raises(ValueError, match=r"blocks.*dimension of 2 .* 8 devices"):
         shardings(abstract, mesh, rules)

@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from cm3leon_jax.models.decoder import abstract, parameter_count
 from cm3leon_jax.system import System
@@ -18,6 +19,7 @@ CONFIGS = {
 
 def changed(name, value, config="shapes:quick"):
     copy = CONFIGS[config].copy_and_resolve_references().unlock()
+    copy = ConfigDict(System.complete(copy.to_dict()), type_safe=False)
     copy.update_from_flattened_dict({name: value})
     return copy.to_dict()
 
@@ -61,16 +63,71 @@ def test_the_papers_sizes_are_exact(name, blocks, width):
         ("data.settings.image_size", 64, "data.settings.image_size=64"),
         ("image_tokenizer.model.image_size", 64, "must be the same"),
         ("pretrain.packing.row_length", 500, "exceeds decoder.length"),
-        ("pretrain.packing.row_length", 60, "cannot hold a picture"),
-        ("vocabulary.sentinels", 8, "vocabulary.sentinels=8"),
+        ("pretrain.packing.row_length", 10, "cannot hold a picture"),
+        ("vocabulary.sentinels", 4, "vocabulary.sentinels=4"),
         ("decoder.heads", 3, "decoder.heads=3 does not divide"),
         ("sampling.caption.temperature", -1.0, "sampler.temperature"),
         ("mesh", {"fsdp": 0}, "mesh.fsdp=0"),
+        ("sampling.caption.top_p", 2.0, "in sampling.caption: sampler.top_p=2.0"),
+        ("sampling.caption.guidance", 2.0, "sampling.caption.guidance=2.0"),
+        ("pretrain.batch_size", 0, "^pretrain.batch_size=0 must be at least 1"),
+        ("pretrain.log_every", 0, "^pretrain.log_every=0"),
+        ("pretrain.workers", -1, "^pretrain.workers=-1"),
+        ("pretrain.validation_batches", 0, "^pretrain.validation_batches=0"),
+        ("pretrain.microbatches", 7, "pretrain.microbatches=7 does not divide"),
+        ("pretrain.loss_blocks", 7, "pretrain.loss_blocks=7 does not divide"),
+        ("pretrain.optimizer.peak", 0.0, "in pretrain.optimizer: optimizer.peak=0.0"),
+        (
+            "pretrain.optimizer.peak",
+            "1",
+            "pretrain.optimizer.peak='1' must be a number",
+        ),
+        ("image_tokenizer.regions_per_image", 0, "regions_per_image=0"),
+        ("image_tokenizer.training.batch_size", 0, "training.batch_size=0"),
+        ("seed", -1, "seed=-1"),
+        ("seed", 0.5, "^seed=0.5 must be a whole number"),
     ],
 )
 def test_clashes_are_errors_that_name_the_setting(name, value, message):
     with pytest.raises(ValueError, match=message):
         System.make(changed(name, value))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_default_is_written_out(name):
+    given = CONFIGS[name].to_dict()
+    whole = System.complete(given)
+    for path in (
+        *("decoder.qk_norm", "pretrain.workers", "pretrain.optimizer.clip"),
+        *("rules.store.embed", "mesh.tensor", "sampling.caption.top_k"),
+        *("data.settings.image_size", "image_tokenizer.training.discriminator.layers"),
+    ):
+        node = whole
+        for key in path.split("."):
+            node = node[key]
+    one, other = System.make(given), System.make(whole)
+    assert one.stage_inputs == other.stage_inputs and one.source == other.source
+
+
+def test_bookkeeping_does_not_change_what_a_stage_depends_on():
+    one = System.make(changed("seed", 0)).stage_inputs
+    for name, value in (
+        ("pretrain.log_every", 7),
+        ("pretrain.keep", 9),
+        ("pretrain.microbatches", 2),
+        ("decoder.remat", "full"),
+        ("image_tokenizer.training.log_every", 3),
+    ):
+        assert System.make(changed(name, value)).stage_inputs == one
+    for name, value, stages in (
+        ("pretrain.optimizer.steps", 777, 1),
+        ("decoder.norm_eps", 1e-3, 1),
+        ("image_tokenizer.training.l1", 9.0, 3),
+        ("seed", 1, 4),
+        ("data.train", 9, 5),
+    ):
+        other = System.make(changed(name, value)).stage_inputs
+        assert sum(one[key] != other[key] for key in one) == stages
 
 
 def test_an_unknown_variant_is_an_error():

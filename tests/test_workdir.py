@@ -46,3 +46,21 @@ def test_an_interrupted_stage_is_not_done_and_goes_on(tmp_path):
 
     workdir.run_stage(tmp_path / "s", {"a": 1}, resume)
     assert workdir.results(tmp_path / "s")["seconds"] >= 0
+
+
+def test_overwrite_says_what_it_deletes(tmp_path, caplog):
+    workdir.run_stage(tmp_path / "s", {"a": 1}, dict)
+    with pytest.raises(FileExistsError, match="--overwrite, which deletes that folder"):
+        workdir.run_stage(tmp_path / "s", {"a": 2}, dict)
+    workdir.run_stage(tmp_path / "s", {"a": 2}, dict, overwrite=True)
+    assert f"deleting {tmp_path / 's'}" in caplog.text and "a: 1 -> 2" in caplog.text
+
+
+def test_a_damaged_file_is_named_with_its_mend(tmp_path):
+    workdir.run_stage(tmp_path / "s", {"a": 1}, dict)
+    (tmp_path / "s" / workdir.DONE).write_text("{")
+    with pytest.raises(ValueError, match=r"s/DONE.json is damaged.*delete it"):
+        workdir.results(tmp_path / "s")
+    (tmp_path / "s" / workdir.BEGUN).write_text("")
+    with pytest.raises(ValueError, match=r"s/inputs.json is damaged.*anew"):
+        workdir.run_stage(tmp_path / "s", {"a": 1}, dict)

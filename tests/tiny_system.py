@@ -9,7 +9,7 @@ def tiny_config():
     c.data.update({"train": 64, "validation": 16, "test": 16})
     training = c.image_tokenizer.training
     training.optimizer.update({"steps": 6, "warmup": 2})
-    training.update({"batch": 16, "unquantised_steps": 2, "restart_until": 5})
+    training.update({"batch_size": 16, "unquantised_steps": 2, "restart_until": 5})
     c.image_tokenizer.validation_pictures = 8
     c.image_tokenizer.model.update({"channels": 16, "codebook": 32})
     c.decoder.update({"layers": 1, "width": 32, "heads": 2, "mlp": 64})

@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3leon_jax.parallel.mesh import AXES
 
+LARGE = 64 << 20  # bytes; a leaf up to this size may be copied to every device
 Shard = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 
@@ -97,8 +99,9 @@ def shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
 
     `abstract_state` comes from `jax.eval_shape`. Leaves inside an NNX variable with
     logical names (parameters, and the optimizer moments that mirror them) follow
-    `rules.store`; all others are replicated. Raises ValueError, naming the leaf, where
-    a dimension cannot be split evenly.
+    `rules.store`; all others are replicated. So is, with a line in the log, a dimension
+    that cannot be split evenly, unless the leaf is larger than `LARGE` bytes: then it
+    is a ValueError that names the leaf.
     """
 
     def place(path: Any, node: Any) -> Any:
@@ -106,27 +109,35 @@ def shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
         spec = PartitionSpec() if names is None else rules.store.spec(names)
 
         def leaf_sharding(leaf: Any) -> NamedSharding:
-            _check_even(jax.tree_util.keystr(path), leaf.shape, spec, mesh)
-            return NamedSharding(mesh, spec)
+            name = jax.tree_util.keystr(path)
+            return NamedSharding(mesh, _even(name, leaf, spec, mesh))
 
         return jax.tree.map(leaf_sharding, node)
 
     return jax.tree_util.tree_map_with_path(place, abstract_state, is_leaf=_is_variable)
 
 
-def _check_even(
-    name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh
-) -> None:
+def _even(name: str, leaf: Any, spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+    """`spec` without the splits that do not come out even."""
+    shape, bytes_ = leaf.shape, leaf.size * leaf.dtype.itemsize
     if len(spec) > len(shape):
         raise ValueError(f"{name} has shape {shape} but {len(spec)} axis names: {spec}")
+    entries: list[Any] = []
     for size, entry in zip(shape, spec, strict=False):
         axes = (entry,) if isinstance(entry, str) else entry or ()
         parts = math.prod(mesh.shape[axis] for axis in axes)
-        if size % parts:
-            raise ValueError(
-                f"{name} of shape {shape}: its dimension of {size} cannot be split "
-                f"over {parts} devices (mesh axes {axes}): change the mesh or the size"
-            )
+        if size % parts == 0:
+            entries.append(entry)
+            continue
+        why = (
+            f"{name} of shape {shape}: its dimension of {size} cannot be split over "
+            f"{parts} devices (mesh axes {axes})"
+        )
+        if bytes_ > LARGE:
+            raise ValueError(f"{why}: change the mesh or the size")
+        logging.info("%s, so every device has a copy of it", why)
+        entries.append(None)
+    return PartitionSpec(*entries)
 
 
 def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:

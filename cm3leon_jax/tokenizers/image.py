@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cm3leon_jax.config import make
+from cm3leon_jax.config import make, write_whole
 from cm3leon_jax.models import vqgan
 from cm3leon_jax.models.vqgan import VQGAN, VQGANConfig
 
@@ -110,7 +110,7 @@ def save(directory: str | Path, config: VQGANConfig, model: VQGAN) -> None:
         checkpointer.save(directory / PARAMETERS, arrays, force=True)
         checkpointer.wait_until_finished()
     settings = json.dumps(dataclasses.asdict(config), indent=1)
-    (directory / SETTINGS).write_text(settings)
+    write_whole(directory / SETTINGS, settings)
 
 
 def _read(path: Path, config: VQGANConfig) -> VQGAN:

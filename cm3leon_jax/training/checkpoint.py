@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 ITEMS = ("state", "meta")
+_DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION")
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -104,12 +105,7 @@ class Checkpoints:
             return None
         place = self.folder / str(step)
         meta = _read_meta(place)
-        different = list(_differences(meta["settings"], self.settings))
-        if different:
-            raise ValueError(
-                f"checkpoint {place} was made with other settings: "
-                f"{'; '.join(different[:5])}. Use those, or another directory"
-            )
+        _check_settings(place, meta["settings"], self.settings)
         return _restore(place, meta, abstract_state, prefix=""), meta["position"]
 
     def __enter__(self) -> Checkpoints:
@@ -142,12 +138,14 @@ def load_model(
     step: int | None = None,
     *,
     field: str = "model",
+    settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """One field of a saved state (default its model), without the optimizer.
 
     Leaves of `abstract_model` without a sharding go to the first device. `step` None
-    is the newest. Raises FileNotFoundError where there is no such checkpoint and
-    ValueError where it holds another model or cannot be read.
+    is the newest. What `settings` says must be what the checkpoint was made with; the
+    checkpoint may say more. Raises FileNotFoundError where there is no such checkpoint
+    and ValueError where it holds another model or is damaged.
     """
     step = latest_step(directory) if step is None else step
     folder = _folder(directory)
@@ -157,12 +155,25 @@ def load_model(
             f"{sorted(ocp.path.step.checkpoint_steps(folder))}"
         )
     place = folder / str(step)
-    return _restore(place, _read_meta(place), abstract_model, prefix=f"{field}.")
+    meta = _read_meta(place)
+    given = json.loads(json.dumps(dict(settings or {}), default=list))
+    saved = {key: x for key, x in meta["settings"].items() if key in given}
+    _check_settings(place, saved, given)
+    return _restore(place, meta, abstract_model, prefix=f"{field}.")
 
 
 def _kind(array: Any) -> str:
     """What a leaf is, as `float32[16, 128]`."""
     return f"{array.dtype}{list(array.shape)}"
+
+
+def _check_settings(place: Path, saved: Any, wanted: Any) -> None:
+    different = list(_differences(saved, wanted))
+    if different:
+        raise ValueError(
+            f"checkpoint {place} was made with other settings: "
+            f"{'; '.join(different[:5])}. Use those, or another directory"
+        )
 
 
 def _read_meta(place: Path) -> dict[str, Any]:
@@ -173,7 +184,7 @@ def _read_meta(place: Path) -> dict[str, Any]:
 def _restore(place: Path, meta: dict[str, Any], abstract: Any, prefix: str) -> Any:
     """The leaves of `abstract` whose saved names start with `prefix`, as its tree."""
     leaves, structure = jax.tree.flatten(abstract)
-    here = SingleDeviceSharding(jax.devices()[0])
+    here = SingleDeviceSharding(jax.local_devices()[0])
     names = [prefix + name for name in leaf_names(abstract)]
     for name, leaf in zip(names, leaves, strict=True):
         saved = meta["arrays"][name] if name in meta["arrays"] else "absent"
@@ -202,10 +213,28 @@ def _read(place: Path, item: str, handler: Any, args: Any) -> Any:
         with ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(place / item, args=args)
     except Exception as error:
+        if not _is_damage(error):
+            raise
         raise ValueError(
             f"checkpoint {place} cannot be read, it is damaged ({_brief(error)}). "
             "Delete that folder to go on from the one before it"
         ) from error
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether reading failed for a file that is missing, short or garbled.
+
+    Not for want of memory, of permission or of the network: those have words of their
+    own, and the checkpoint is whole.
+    """
+    broken = (json.JSONDecodeError, UnicodeDecodeError, FileNotFoundError)
+    cause: BaseException | None = error
+    while cause is not None:
+        # TensorStore, below Orbax, says what is wrong by the first word of its message.
+        if isinstance(cause, broken) or str(cause).startswith(_DAMAGE):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _brief(error: Exception) -> str:

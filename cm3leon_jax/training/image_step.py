@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,11 +42,16 @@ class ImageTokenizerTrainConfig:
     maps, `commitment` (beta) beside a codebook term of weight 1, `adversarial` times
     the adaptive factor from step `adversarial_start` on (weight 0: no discriminator).
     Dead codes are moved every `restart_every` steps, up to `restart_until`, so that
-    the decoder can settle on the final codebook.
+    the decoder can settle on the final codebook. `BOOKKEEPING` may change when a run
+    is resumed.
     """
 
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = (
+        *("log_every", "validate_every", "checkpoint_every"),
+    )
+
     optimizer: OptimizerConfig
-    batch: int
+    batch_size: int
     unquantised_steps: int = 0
     restart_every: int = 20
     restart_until: int
@@ -59,14 +65,16 @@ class ImageTokenizerTrainConfig:
     log_every: int = 50
     validate_every: int = 1000
     checkpoint_every: int = 1000
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        name = "image_tokenizer_training"
-        for key in ("batch", "restart_every", "validate_every"):
+        name = "image_tokenizer.training"
+        for key in ("batch_size", "restart_every", *self.BOOKKEEPING):
             if getattr(self, key) < 1:
                 raise ValueError(f"{name}.{key}={getattr(self, key)} must be positive")
         for key in ("l1", "l2", "perceptual", "commitment", "adversarial"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{name}.{key}={getattr(self, key)} is negative")
+        for key in ("restart_until", "adversarial_start"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{name}.{key}={getattr(self, key)} is negative")
         if self.l1 + self.l2 == 0:
@@ -110,7 +118,7 @@ def create(
         step=jnp.zeros((), jnp.int32),
         model=model,
         opt=tx.init(model),  # type: ignore[arg-type]
-        use_Z=jnp.full(codes, config.batch * model_config.grid**2 / codes),
+        use_Z=jnp.full(codes, config.batch_size * model_config.grid**2 / codes),
         latents_RE=jnp.zeros((kept if config.unquantised_steps else 0, width)),
         discriminator=judge,
         discriminator_opt=None if judge is None else tx.init(judge),  # type: ignore
@@ -122,17 +130,19 @@ def train_step(
     batch: Mapping[str, jax.Array],
     *,
     config: ImageTokenizerTrainConfig,
+    seed: int,
     features: Features | None = None,
     shard: Shard = identity,
 ) -> tuple[ImageTokenizerState, Metrics]:
     """Updates tokenizer, codebook and discriminator; a pure function.
 
-    `batch["images"]` is uint8 [B, Y, X, 3]. Metrics are float32 scalars; `loss` is the
-    sum of the weighted terms without the adversarial one, which has no meaning alone.
+    `batch["images"]` is uint8 [B, Y, X, 3]; `seed` draws new codes. Metrics are
+    float32 scalars; `loss` is the sum of the weighted terms without the adversarial
+    one, which has no meaning alone.
     """
     tx = make_optimizer(config.optimizer)
     images_BYXC = vqgan.to_float(batch["images"])
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
     state = _begin_codebook(state, config, key)
     quantised = state.step >= config.unquantised_steps
     judging = state.step >= config.adversarial_start
@@ -155,11 +165,12 @@ def train_step(
         )
         loss = sum(terms.values())
         metrics = {"loss": loss, **terms}
-        if state.discriminator is not None:
+        judge = state.discriminator
+        if judge is not None:
             pull_BYXC, metrics["adversarial_factor"] = jax.lax.cond(
                 judging,
-                lambda *arrays: _adversarial_pull(
-                    state.discriminator, model.decoder, *arrays, config, features
+                lambda x, painted, images: _adversarial_pull(
+                    judge, model.decoder, x, painted, images, config, features
                 ),
                 lambda x, painted, images: (jnp.zeros_like(painted), jnp.zeros(())),
                 *jax.lax.stop_gradient((x_BYXC, painted_BYXC)),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cm3leon_jax.config import essential
 from cm3leon_jax.models.vqgan import VQGAN, VQGANConfig, parameter_count
 from cm3leon_jax.parallel.rules import Rules, shard_fn
 from cm3leon_jax.tokenizers.image import ImageTokenizer, save
@@ -42,6 +43,7 @@ def train(
     mesh: Mesh,
     rules: Rules,
     score: Score,
+    seed: int = 0,
     features: Features | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on where `directory` left off, and saves for `ImageTokenizer`.
@@ -55,7 +57,7 @@ def train(
     """
     if config.perceptual and features is None:
         raise ValueError(
-            f"image_tokenizer_training.perceptual={config.perceptual} needs features "
+            f"image_tokenizer.training.perceptual={config.perceptual} needs features "
             "to compare: give them, or set it to 0"
         )
     side = model_config.image_size
@@ -78,32 +80,38 @@ def train(
             steps=config.optimizer.steps,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
-            seed=config.seed,
+            seed=seed,
         ),
         step_fn=functools.partial(
-            train_step, config=config, features=features, shard=shard_fn(mesh, rules)
+            train_step,
+            config=config,
+            seed=seed,
+            features=features,
+            shard=shard_fn(mesh, rules),
         ),
         init_fn=lambda key: create(key, config, model_config),
         batches=functools.partial(
             image_batches,
             images,
-            batch=config.batch,
+            batch=config.batch_size,
             steps=config.optimizer.steps,
-            seed=config.seed,
+            seed=seed,
         ),
         directory=directory,
         mesh=mesh,
         rules=rules,
         settings={
-            "image_tokenizer": dataclasses.asdict(model_config),
-            "image_tokenizer_training": dataclasses.asdict(config),
+            "model": dataclasses.asdict(model_config),
+            "training": essential(config),
+            "seed": seed,
         },
-        work=Work(unit="images", per_step=config.batch),
+        work=Work(unit="images", per_step=config.batch_size),
         evaluations={"validation": (config.validate_every, validate)},
         name="image tokenizer",
     )
     model = _on_one_device(state.model, mesh)
-    save(directory, model_config, model)
+    if jax.process_index() == 0:
+        save(directory, model_config, model)
     return {
         **validate(state),
         "steps": int(state.step),
@@ -123,7 +131,7 @@ def image_batches(
     processes, process = jax.process_count(), jax.process_index()
     if batch % processes:
         raise ValueError(
-            f"image_tokenizer_training.batch={batch} is not a multiple of the "
+            f"image_tokenizer.training.batch_size={batch} is not a multiple of the "
             f"{processes} processes"
         )
     part = batch // processes
@@ -131,8 +139,9 @@ def image_batches(
 
     def fetch(local: int) -> dict[str, np.ndarray]:
         step, place = divmod(int(local), part)
-        row = int(order[step * batch + process * part + place])
-        return {"images": np.asarray(images[row]), "row": np.int64(row)}
+        row = order[step * batch + process * part + place]
+        assert row is not None  # no filter that could have dropped it
+        return {"images": np.asarray(images[row]), "row": np.asarray(row, np.int64)}
 
     # Exactly the remaining rows; reading ahead is bounded by two batches.
     rows = grain.MapDataset.range(start * part, steps * part).map(fetch)

@@ -77,7 +77,8 @@ def run(
     Returns the state after `config.steps` updates, which is also saved. Raises
     FloatingPointError, leaving `bad_batch.json` and every checkpoint, when the loss or
     a gradient norm is not finite; OSError when a checkpoint cannot be written;
-    ValueError when one cannot be resumed or the batches end early.
+    ValueError when one cannot be resumed, the batches end early or do not divide among
+    the devices.
     """
     directory, evaluations = Path(directory), evaluations or {}
     key = jax.random.key(config.seed)
@@ -99,7 +100,8 @@ def run(
         start = 0 if restored is None else restored[1]
         if start > config.steps:
             raise ValueError(
-                f"{directory} is already at step {start}, loop.steps={config.steps}"
+                f"{directory} is already at step {start}, loop.steps={config.steps}: "
+                "a run cannot be shortened"
             )
         with (
             Prefetch(lambda: batches(start), _sender(mesh, rules), PREFETCHED) as feed,
@@ -161,6 +163,21 @@ def _next(feed: Prefetch, n: int, steps: int) -> Any:
         ) from None
 
 
+def _check_rows(host: HostBatch, sharding: NamedSharding) -> None:
+    """ValueError where the batch cannot be spread over the mesh."""
+    axes = sharding.spec[0] if len(sharding.spec) else None
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    parts = math.prod(sharding.mesh.shape[name] for name in names)
+    for key, value in host.items():
+        if isinstance(value, np.ndarray) and key != HOST_ONLY:
+            rows = len(value) * jax.process_count()
+            if rows % parts:
+                raise ValueError(
+                    f"a batch of {rows} rows does not divide among the {parts} devices "
+                    f"of the mesh axes {', '.join(names)}: change batch_size or mesh"
+                )
+
+
 def _sender(
     mesh: Mesh, rules: Rules
 ) -> Callable[[HostBatch], tuple[HostBatch, dict[str, jax.Array]]]:
@@ -168,6 +185,7 @@ def _sender(
     sharding = batch_sharding(mesh, rules)
 
     def send(host: HostBatch) -> tuple[HostBatch, dict[str, jax.Array]]:
+        _check_rows(host, sharding)
         arrays = {
             key: value
             for key, value in host.items()
