@@ -6,15 +6,12 @@ uint8 arrays of any mode and size, and go out as PIL images of the tokenizer's s
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image as Pillow
 
 from cm3leon_jax.codec import (
@@ -26,21 +23,24 @@ from cm3leon_jax.codec import (
     load_text_tokenizer,
 )
 from cm3leon_jax.data.documents import Document, Text
-from cm3leon_jax.models.decoder import Decoder
+from cm3leon_jax.models.decoder import Decoder, abstract
+from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
+from cm3leon_jax.parallel.rules import shardings
 from cm3leon_jax.sampling import prompts as forms
-from cm3leon_jax.sampling.generate import generate
+from cm3leon_jax.sampling.engine import Engine
 from cm3leon_jax.sampling.prompts import Prompt
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import System
-from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.training import checkpoint as checkpoints
-from cm3leon_jax.training.loss import token_nll
+
+_CAPTION = 64  # pieces of a caption, where the context holds so many
 
 
 class CM3Leon:
     """A decoder with its tokenizers and samplers, all of one work directory.
 
-    `batch` is how many prompts are decoded together.
+    `batch` is at most how many prompts are decoded together (rounded up to what the
+    mesh divides). `mesh` is where the decoder lies; None is one device.
     """
 
     def __init__(
@@ -49,38 +49,60 @@ class CM3Leon:
         decoder: Decoder,
         codec: Codec,
         *,
+        mesh: jax.sharding.Mesh | None = None,
         batch: int = 64,
     ):
-        self.system, self.decoder, self.batch = system, decoder, batch
+        picture = system.image_tokenizer.model
+        wanted = (picture.image_size, (picture.grid, picture.grid))
+        found = (codec.image.image_size, tuple(codec.image.grid))
+        if found != wanted:
+            raise ValueError(
+                f"the image tokenizer has (image_size, grid) = {found}, the config "
+                f"{wanted}: they are of different systems"
+            )
+        self.system, self.decoder = system, decoder
         self.codec, self.layout = codec, system.layout
+        self.engine = Engine(decoder, system.layout, system.rules, mesh, batch)
 
     @classmethod
-    def load(cls, workdir: str | Path, checkpoint: str = "pretrain") -> CM3Leon:
+    def load(
+        cls,
+        workdir: str | Path,
+        checkpoint: str = "pretrain",
+        *,
+        mesh: MeshConfig | None = None,
+        batch: int = 64,
+    ) -> CM3Leon:
         """Reads a work directory. `checkpoint` is a folder of it, or `FOLDER@STEP`.
 
-        Raises FileNotFoundError for what is missing there (naming the stage to run) and
-        ValueError where checkpoint or tokenizers are of another system.
+        `mesh` None is that of the config. Raises FileNotFoundError for what is missing
+        there (naming the stage to run) and ValueError where checkpoint or tokenizers
+        are of another system, or where the mesh does not cover the devices.
         """
         workdir = Path(workdir)
         system = System.load(workdir)
         folder, _, step = checkpoint.partition("@")
         if step and not step.isdigit():
             raise ValueError(f"checkpoint={checkpoint!r}: the step is not a number")
-        abstract = jax.eval_shape(lambda: Decoder(system.decoder_config, nnx.Rngs(0)))
-        return cls(
-            system,
-            checkpoints.load_model(
-                workdir / folder, abstract, int(step) if step else None
+        devices = make_mesh(system.mesh if mesh is None else mesh)
+        shapes = abstract(system.decoder_config)
+        decoder = checkpoints.load_model(
+            workdir / folder,
+            jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+                shapes,
+                shardings(shapes, devices, system.rules),
             ),
-            Codec(
-                system.layout,
-                load_text_tokenizer(workdir),
-                load_image_tokenizer(workdir),
-            ),
+            int(step) if step else None,
+            settings=system.checkpoint_settings,
         )
+        codec = Codec(
+            system.layout, load_text_tokenizer(workdir), load_image_tokenizer(workdir)
+        )
+        return cls(system, decoder, codec, mesh=devices, batch=batch)
 
     def text_to_image(
-        self, prompts: Sequence[str], *, sampler: Sampler | None = None, seed: int = 0
+        self, prompts: Iterable[str], *, sampler: Sampler | None = None, seed: int = 0
     ) -> list[Pillow.Image]:
         """One picture for every prompt."""
         sampler = sampler or self.system.sampling.text_to_image
@@ -98,18 +120,20 @@ class CM3Leon:
 
     def caption(
         self,
-        images: Sequence[Picture],
+        images: Iterable[Picture],
         *,
         max_text: int | None = None,
         sampler: Sampler | None = None,
         seed: int = 0,
     ) -> list[str]:
-        """A caption of every picture, of at most `max_text` pieces (default: all that
-        the context holds)."""
-        sampler = sampler or self.system.sampling.caption
-        room = self.system.decoder_config.length - self.codec.image_tokens - 5
+        """A caption of every picture, of at most `max_text` pieces (default: 64, or
+        what the context holds if that is less)."""
+        sampler = _unguided(sampler, self.system.sampling.caption, "a caption")
+        if max_text is None:
+            room = self.system.decoder_config.length - self.codec.image_tokens - 5
+            max_text = min(room, _CAPTION)
         codes = self.codec.image.encode(self.codec.arrays(images))
-        wanted = [forms.caption(self.layout, c, max_text or room) for c in codes]
+        wanted = [forms.caption(self.layout, c, max_text) for c in codes]
         return [
             self.codec.decode_text(forms.texts(tokens, self.layout)[0])
             for tokens in self._run(wanted, sampler, seed)
@@ -117,62 +141,86 @@ class CM3Leon:
 
     def infill(
         self,
-        images_or_documents: Sequence[Picture | Document],
-        masks: Sequence[np.ndarray] | None = None,
-        prompts: Sequence[str] | None = None,
+        images_or_documents: Iterable[Picture] | Iterable[Document],
+        masks: Iterable[np.ndarray] | None = None,
+        prompts: Iterable[str] | None = None,
         *,
         max_text: int = 32,
         sampler: Sampler | None = None,
         seed: int = 0,
-    ) -> list[Any]:
+    ) -> list[Pillow.Image] | list[Document]:
         """Writes what is missing.
 
-        Pictures need `masks`: bool [Y, X] in the picture's own pixels, True =
-        regenerate; every code cell that a mask touches is painted anew, the others are
-        copied. `prompts` describe the whole pictures. Returns PIL images.
+        Pictures need `masks`: bool [Y, X] in the picture's own pixels (upright, if it
+        has an EXIF orientation), True = regenerate; every code cell that a mask touches
+        is painted anew, the others are copied. `prompts` describe the whole pictures;
+        without them there is no guidance. Returns PIL images.
 
         Documents have `<mask>` in their text, at most `max_text` pieces each; returns
         the documents with all holes filled.
         """
-        items = listed(images_or_documents, None, "images_or_documents")
-        sampler = sampler or self.system.sampling.infill
-        if isinstance(items[0], Document):
-            return self._infill_text(items, max_text, sampler, seed)
-        if masks is None or len(masks) != len(items):
-            raise ValueError(f"{len(items)} pictures need as many masks")
-        if prompts is not None and len(prompts) != len(items):
-            raise ValueError(f"{len(items)} pictures need as many prompts, or none")
-        cells = np.stack(
-            [
-                self.codec.cells(mask, picture, i)
-                for i, (mask, picture) in enumerate(zip(masks, items, strict=True))
-            ]
-        )
-        codes = self.codec.image.encode(regions.blank(self.codec.arrays(items), cells))
-        wanted = []
-        for i in range(len(items)):
-            text = None if prompts is None else self.codec.pieces(prompts[i], i)
-            guided = sampler.guidance != 1 and text is not None
-            wanted.append(
-                forms.region_infill(
-                    self.layout, codes[i], cells[i], text, guided=guided
+        name = "images_or_documents"
+        items = listed(images_or_documents, None, name)
+        if any(isinstance(item, Document) for item in items):
+            if masks is not None or prompts is not None:
+                raise ValueError(
+                    f"masks and prompts are for pictures: a document has {HOLE} in its "
+                    "text"
                 )
-            )
-        if prompts is None:  # nothing to guide towards
-            sampler = Sampler(
-                temperature=sampler.temperature,
-                top_p=sampler.top_p,
-                top_k=sampler.top_k,
-            )
+            documents = listed(items, Document, name)
+            return self._infill_text(documents, max_text, sampler, seed)
+        masks = [] if masks is None else list(masks)
+        if len(masks) != len(items):
+            raise ValueError(f"{len(items)} pictures need as many masks")
+        if prompts is None:
+            default = self.system.sampling.infill
+            sampler = _unguided(sampler, default, "infilling without prompts")
+            texts = [None] * len(items)
+        else:
+            sampler = sampler or self.system.sampling.infill
+            prompts = listed(prompts, str, "prompts")
+            texts = [self.codec.pieces(prompt, i) for i, prompt in enumerate(prompts)]
+        if len(texts) != len(items):
+            raise ValueError(f"{len(items)} pictures need as many prompts, or none")
+        arrays, cells = zip(
+            *map(self.codec.hidden, items, masks, range(len(items))), strict=True
+        )
+        codes = self.codec.image.encode(np.stack(arrays))
+        guided = sampler.guidance != 1
+        wanted = [
+            forms.region_infill(self.layout, *picture, guided=guided)
+            for picture in zip(codes, cells, texts, strict=True)
+        ]
         filled = [
             forms.fill(codes[i], cells[i], tokens, self.layout)
             for i, tokens in enumerate(self._run(wanted, sampler, seed))
         ]
         return self.codec.paint(np.stack(filled))
 
-    def generate(
+    def _infill_text(
         self,
         documents: Sequence[Document],
+        max_text: int,
+        sampler: Sampler | None,
+        seed: int,
+    ) -> list[Document]:
+        default = self.system.sampling.infill
+        sampler = _unguided(sampler, default, "infilling of text")
+        wanted = []
+        for i, parts in enumerate(self.codec.parts(documents)):
+            if not any(part is None for part in parts):
+                raise ValueError(f"document {i} has no {HOLE} in its text")
+            wanted.append(forms.text_infill(self.layout, parts, max_text))
+        return [
+            self.codec.filled(document, forms.texts(tokens, self.layout))
+            for document, tokens in zip(
+                documents, self._run(wanted, sampler, seed), strict=True
+            )
+        ]
+
+    def generate(
+        self,
+        documents: Iterable[Document],
         *,
         images: int = 1,
         max_text: int = 64,
@@ -182,107 +230,68 @@ class CM3Leon:
         """Goes on where each document ends: text and whole pictures, interleaved, until
         the model ends it, or `images` pictures' and `max_text` pieces' worth of tokens.
 
-        A document that ends in `Text` goes on in that text.
+        What is given stays as it is. A document that ends in `Text` goes on in that
+        text.
         """
-        sampler = sampler or Sampler(temperature=1.0, top_p=0.9)
-        room = images * (self.codec.image_tokens + 1) + max_text
-        begun = [self.codec.ids(d) for d in listed(documents, Document, "documents")]
-        wanted = [
-            forms.free(
-                np.concatenate([[self.layout.eos], ids]),
-                min(room, self.system.decoder_config.length - len(ids) - 1),
+        sampler = _unguided(sampler, Sampler(top_p=0.9), "free generation")
+        if min(images, max_text) < 0 or images == max_text == 0:
+            raise ValueError(
+                f"images={images} and max_text={max_text} must be at least 0, and not "
+                "both 0"
             )
-            for ids in begun
-        ]
-        written = self._run(wanted, sampler, seed)
-        return [
-            self.codec.document(np.concatenate([ids, tokens]))
-            for ids, tokens in zip(begun, written, strict=True)
-        ]
+        room = images * (self.codec.image_tokens + 1) + max_text
+        limit = self.system.decoder_config.length
+        documents = listed(documents, Document, "documents")
+        wanted = []
+        for i, ids in enumerate(self.codec.ids([_open(d) for d in documents])):
+            left = limit - len(ids) - 1
+            if left < 1:
+                raise ValueError(
+                    f"document {i} has {len(ids)} tokens, which fill the context of "
+                    f"{limit}: shorten it"
+                )
+            begun = np.concatenate([[self.layout.eos], ids])
+            wanted.append(forms.free(begun, min(room, left)))
+        return self.codec.continued(documents, self._run(wanted, sampler, seed))
 
-    def reconstruct(self, images: Sequence[Picture]) -> list[Pillow.Image]:
+    def reconstruct(self, images: Iterable[Picture]) -> list[Pillow.Image]:
         """Pictures through the image tokenizer and back: the best any task can do."""
         return self.codec.paint(self.codec.image.encode(self.codec.arrays(images)))
 
-    def log_likelihood(self, documents: Sequence[Document]) -> list[float]:
+    def log_likelihood(self, documents: Iterable[Document]) -> list[float]:
         """log p(document) in nats, each read as `<eos> document <eos>`."""
         eos = [self.layout.eos]
         rows = [
-            np.concatenate([eos, self.codec.ids(d), eos])
-            for d in listed(documents, Document, "documents")
+            np.concatenate([eos, ids, eos])
+            for ids in self.codec.ids(listed(documents, Document, "documents"))
         ]
-        length = max(len(row) for row in rows)
-        if length - 1 > self.system.decoder_config.length:
-            raise ValueError(
-                f"a document has {length} tokens, more than the context of "
-                f"{self.system.decoder_config.length}"
-            )
-        scores = []
-        for chunk in _chunks(rows, self.batch):
-            tokens = np.full((len(chunk), length), self.layout.pad, np.int32)
-            for row, ids in zip(tokens, chunk, strict=True):
-                row[: len(ids)] = ids
-            nll = _row_nll(self.decoder, tokens, self.layout.pad)
-            scores += (-np.asarray(nll, np.float64)).tolist()
-        return scores
+        return self.engine.score(rows)
 
     def _run(
         self, wanted: Sequence[Prompt], sampler: Sampler, seed: int
-    ) -> Iterable[np.ndarray]:
-        """Decodes prompts in batches of one size; tokens [T] of each, in order."""
-        limit, size = self.system.decoder_config.length, min(self.batch, len(wanted))
-        for start in range(0, len(wanted), size):
-            chunk = list(wanted[start : start + size])
-            # The last batch is filled up, so that it compiles nothing of its own.
-            filled = chunk + [chunk[-1]] * (size - len(chunk))
-            tokens = generate(
-                self.decoder,
-                forms.stack(filled, self.layout, limit),
-                jax.random.key(seed),
-                sampler,
-                self.layout,
-                image_tokens=self.codec.image_tokens,
-                index_B=start + np.arange(size),
-            )
-            yield from np.asarray(tokens)[: len(chunk)]
+    ) -> Iterator[np.ndarray]:
+        """What the model writes for each prompt, in order: tokens [T]."""
+        return self.engine.write(wanted, sampler, seed, self.codec.image_tokens)
 
-    def _infill_text(self, documents, max_text, sampler, seed) -> list[Document]:
-        wanted = []
-        for i, document in enumerate(documents):
-            if not isinstance(document, Document):
-                raise ValueError(f"item {i} is no Document, but item 0 is")
-            parts = self.codec.parts(document)
-            if not any(part is None for part in parts):
-                raise ValueError(f"document {i} has no {HOLE} in its text")
-            wanted.append(forms.text_infill(self.layout, parts, max_text))
-        plain = Sampler(
-            temperature=sampler.temperature, top_p=sampler.top_p, top_k=sampler.top_k
+
+def _unguided(given: Sampler | None, default: Sampler, task: str) -> Sampler:
+    """The sampler of a task that has no text to guide by.
+
+    Raises ValueError where a caller asks for guidance; that of the config may be meant
+    for the same task with text.
+    """
+    if given not in (None, default) and given.guidance != 1:
+        raise ValueError(
+            f"sampler.guidance={given.guidance}: guidance has nothing to guide in "
+            f"{task}, where no prompt says what to write; use guidance=1"
         )
-        filled = []
-        for document, tokens in zip(
-            documents, self._run(wanted, plain, seed), strict=True
-        ):
-            found = iter(forms.texts(tokens, self.layout))
-            fill = _filler(lambda found=found: self.codec.decode_text(next(found)))
-            segments = tuple(
-                Text(re.sub(re.escape(HOLE), fill, s.text))
-                if isinstance(s, Text)
-                else s
-                for s in document.segments
-            )
-            filled.append(Document(segments, document.id, document.metadata))
-        return filled
+    return dataclasses.replace(given or default, guidance=1.0)
 
 
-def _filler(next_text: Callable[[], str]) -> Callable[[re.Match], str]:
-    return lambda _: next_text()
-
-
-def _chunks(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    return (values[i : i + size] for i in range(0, len(values), size))
-
-
-@jax.jit
-def _row_nll(decoder: Decoder, tokens_BL: jax.Array, pad: int) -> jax.Array:
-    nll_BL, _ = token_nll(decoder(tokens_BL[:, :-1]), tokens_BL[:, 1:])
-    return jnp.sum(nll_BL * (tokens_BL[:, 1:] != pad), axis=1)
+def _open(document: Document) -> Document:
+    """Without the space at its end, which belongs to the word that is to come."""
+    *before, last = document.segments or (None,)
+    if not isinstance(last, Text):
+        return document
+    ending = Text(last.text.removesuffix(" "))
+    return dataclasses.replace(document, segments=(*before, ending))

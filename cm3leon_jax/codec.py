@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
+from PIL import ImageOps
 
 from cm3leon_jax import workdir as workdirs
-from cm3leon_jax.data import pictures
-from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.data import pictures, tokenization
+from cm3leon_jax.data.documents import Document, Image, Segment, Text
 from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.tokenizers.image import ImageTokenizer
 from cm3leon_jax.tokenizers.text import TextTokenizer
 from cm3leon_jax.vocab import Layout
 
 Picture = Pillow.Image | np.ndarray
+Parts = list[np.ndarray | None]  # runs of ids, None for every hole
 HOLE = "<mask>"  # in the text of a document: what is to be written
 
 
@@ -41,79 +46,132 @@ class Codec:
     """
 
     def __init__(self, layout: Layout, text: TextTokenizer, image: ImageTokenizer):
-        for what, size, room in (
-            ("text tokenizer", text.size, len(layout.text)),
-            ("image tokenizer", image.codebook, len(layout.image)),
-        ):
-            if size != room:
-                raise ValueError(
-                    f"the {what} has {size} ids, but the vocabulary holds {room}: they "
-                    "are of different systems"
-                )
+        tokenization.check_sizes(text, image, layout)
         self.layout, self.text, self.image = layout, text, image
         self.image_tokens = image.grid[0] * image.grid[1]
 
-    def parts(self, document: Document) -> list[np.ndarray | None]:
-        """A document as runs of ids, `None` for every hole."""
-        parts: list[np.ndarray | None] = []
+    # Documents -> ids.
+
+    def parts(self, documents: Sequence[Document]) -> list[Parts]:
+        """Every document as runs of ids; all their pictures are encoded together."""
+        fresh = [
+            segment.array
+            for document in documents
+            for segment in document.segments
+            if isinstance(segment, Image) and segment.codes is None
+        ]
+        codes = iter(self.image.encode(self.arrays(fresh)) if fresh else ())
+        return [self._parts(d, i, codes) for i, d in enumerate(documents)]
+
+    def _parts(
+        self, document: Document, number: int, encoded: Iterator[np.ndarray]
+    ) -> Parts:
+        parts: Parts = []
         for n, segment in enumerate(document.segments):
             if n:
                 parts.append(np.array([self.layout.brk], np.int32))
             if isinstance(segment, Text):
-                for k, piece in enumerate(segment.text.split(HOLE)):
-                    if k:
-                        parts.append(None)
-                    parts.append(self.layout.text_ids(self.text.encode(piece)))
+                *before_holes, last = segment.text.split(HOLE)
+                for piece in before_holes:
+                    # Pieces begin with their space: it belongs to what is missing.
+                    parts += [self._text_ids(piece.removesuffix(" ")), None]
+                parts.append(self._text_ids(last))
             elif isinstance(segment, Image):
-                codes = segment.codes
-                if codes is None:
-                    codes = self.image.encode(self.arrays([segment.array]))[0]
+                codes = next(encoded) if segment.codes is None else segment.codes
+                if codes.shape != self.image.grid:
+                    raise ValueError(
+                        f"document {number} has codes of grid {codes.shape}, the image "
+                        f"tokenizer's is {self.image.grid}"
+                    )
                 parts.append(self.layout.image_ids(codes).reshape(-1))
             else:
-                raise ValueError("this model was not trained on masks")
+                raise ValueError(
+                    f"document {number} has a mask: this model was not trained on masks"
+                )
         return parts
 
-    def ids(self, document: Document) -> np.ndarray:
-        parts = self.parts(document)
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            raise ValueError(f"{HOLE} in a document's text is for `infill`")
-        return np.concatenate([np.zeros(0, np.int32), *known])
-
-    def document(self, ids: np.ndarray) -> Document:
-        """The segments of written ids, pictures as pixels and codes."""
-        segments = []
-        for run in np.split(ids, np.flatnonzero(ids == self.layout.brk)):
-            is_image = np.isin(run, self.layout.image)
-            if is_image.sum() == self.image_tokens:
-                codes = self.layout.codes(run[is_image]).reshape(self.image.grid)
-                array = self.image.decode(codes[None])[0]
-                segments.append(Image(array=array, codes=codes))
-            elif len(pieces := run[np.isin(run, self.layout.text)]):
-                segments.append(Text(self.decode_text(self.layout.pieces(pieces))))
-        return Document(tuple(segments))
+    def ids(self, documents: Sequence[Document]) -> list[np.ndarray]:
+        """Every document as int32 ids, without the outer <eos>; no holes."""
+        rows = []
+        for i, parts in enumerate(self.parts(documents)):
+            known = [part for part in parts if part is not None]
+            if len(known) < len(parts):
+                raise ValueError(f"document {i} has a {HOLE}: that is for `infill`")
+            rows.append(np.concatenate([np.zeros(0, np.int32), *known]))
+        return rows
 
     def pieces(self, prompt: str, number: int) -> list[int]:
         if not prompt.strip():
             raise ValueError(f"prompt {number} is empty: say what to draw")
         return self.text.encode(prompt)
 
+    def _text_ids(self, text: str) -> np.ndarray:
+        return self.layout.text_ids(self.text.encode(text))
+
+    # Ids -> documents.
+
     def decode_text(self, pieces: np.ndarray) -> str:
         return self.text.decode(pieces.tolist())
 
-    def arrays(self, images: Sequence[Any]) -> np.ndarray:
-        size = self.image.image_size
-        return np.stack(
+    def filled(self, document: Document, spans: Iterable[np.ndarray]) -> Document:
+        """A document with its holes filled: the text pieces of each, in order."""
+        spans, segments = iter(spans), []
+        for segment in document.segments:
+            if isinstance(segment, Text):
+                text, *after_holes = segment.text.split(HOLE)
+                for after in after_holes:
+                    text = joined(text, self.decode_text(next(spans)), after)
+                segment = Text(text)
+            segments.append(segment)
+        return dataclasses.replace(document, segments=tuple(segments))
+
+    def continued(
+        self, documents: Sequence[Document], written: Iterable[np.ndarray]
+    ) -> list[Document]:
+        """Documents with the tokens written after them; only those are decoded, the
+        pictures of all documents together."""
+        new = [
             [
-                pictures.fit(pillow(image, i), size)
-                for i, image in enumerate(listed(images, None, "images"))
+                self._segment(run)
+                for run in np.split(tokens, np.flatnonzero(tokens == self.layout.brk))
             ]
+            for tokens in written
+        ]
+        codes = [s.codes for row in new for s in row if isinstance(s, Image)]
+        pixels = iter(self.image.decode(np.stack(codes)) if codes else ())
+        return [
+            dataclasses.replace(
+                document, segments=_appended(document.segments, row, pixels)
+            )
+            for document, row in zip(documents, new, strict=True)
+        ]
+
+    def _segment(self, run: np.ndarray) -> Text | Image | None:
+        is_image = np.isin(run, self.layout.image)
+        if is_image.sum() == self.image_tokens:
+            codes = self.layout.codes(run[is_image]).reshape(self.image.grid)
+            return Image(array=None, codes=codes)
+        pieces = run[np.isin(run, self.layout.text)]
+        if not len(pieces):
+            return None
+        return Text(self.decode_text(self.layout.pieces(pieces)))
+
+    # Pictures.
+
+    def arrays(self, images: Iterable[Picture]) -> np.ndarray:
+        """Pictures fitted to the tokenizer's square: uint8 [B, Y, X, 3]."""
+        size = self.image.image_size
+        images = listed(images, None, "images")
+        return np.stack(
+            [pictures.fit(pillow(image, i), size) for i, image in enumerate(images)]
         )
 
-    def cells(self, mask: np.ndarray, image: Any, number: int) -> np.ndarray:
-        """A pixel mask -> the cells that it touches."""
-        picture = pillow(image, number)
-        mask = np.asarray(mask)
+    def hidden(
+        self, image: Picture, mask: np.ndarray, number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A picture without what is under a mask of its own (upright) pixels: uint8
+        [Y, X, 3] in the tokenizer's size, and the cells that the mask touches."""
+        picture, mask = pillow(image, number), np.asarray(mask)
         if mask.dtype != np.bool_ or mask.shape != (picture.height, picture.width):
             raise ValueError(
                 f"mask {number} is {mask.dtype} {list(mask.shape)}: give bool "
@@ -121,21 +179,82 @@ class Codec:
             )
         if not mask.any():
             raise ValueError(f"mask {number} is empty: nothing to regenerate")
-        # Cropped and resized like the picture; any touched pixel stays touched.
-        grey = Pillow.fromarray(mask.astype(np.uint8) * 255)
-        fitted = pictures.fit(grey, self.image.image_size, Pillow.Resampling.BOX)
-        touched = fitted[..., 0] > 0
-        if not touched.any():
+        cells = touched(mask, self.image.grid)
+        if not cells.any():
             raise ValueError(f"mask {number} lies outside the centre square in use")
-        return regions.cells(touched, self.image.grid)
+        # Blanked before it is resized too: that spreads pixels over the cells' edges.
+        pixels = np.array(pictures.rgb(picture))
+        pixels[mask] = regions.GREY
+        fitted = pictures.fit(Pillow.fromarray(pixels), self.image.image_size)
+        return regions.blank(fitted[None], cells[None])[0], cells
 
     def paint(self, codes_BYX: np.ndarray) -> list[Pillow.Image]:
         pixels = self.image.decode(np.asarray(codes_BYX, np.int32))
         return [Pillow.fromarray(picture) for picture in pixels]
 
 
-def listed(values: Sequence[Any], kind: type | None, name: str) -> Sequence[Any]:
-    if isinstance(values, (str, Document, Pillow.Image)) or not len(values):
+def joined(before: str, written: str, after: str) -> str:
+    """The text around a hole and what was written there, one space between words.
+
+    The space before a hole is written with what fills it:
+    ("a large ", " red", " square") -> "a large red square".
+    """
+    if before.endswith(" "):
+        before = before[:-1]
+        if written and not written.startswith(" "):
+            written = " " + written
+    if not before:  # the beginning of a text
+        written = written.removeprefix(" ")
+    if after.startswith(" "):
+        written = written.removesuffix(" ")
+        if not before and not written:
+            after = after[1:]
+    return before + written + after
+
+
+def _appended(
+    given: tuple[Segment, ...],
+    new: Sequence[Text | Image | None],
+    pixels: Iterator[np.ndarray],
+) -> tuple[Segment, ...]:
+    """Segments and those written after them, of which the first goes on in the last."""
+    segments = list(given)
+    for n, segment in enumerate(new):
+        if n == 0 and segment is not None and given:
+            last = segments.pop()  # text, or the model could not have gone on in it
+            if isinstance(segment, Text):
+                segment = Text(joined(last.text, segment.text, ""))
+        if isinstance(segment, Image):
+            segment = Image(array=next(pixels), codes=segment.codes)
+        if segment is not None:
+            segments.append(segment)
+    return tuple(segments)
+
+
+def touched(mask_YX: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """A mask of any size -> bool [Yg, Xg]: the cells of its centred square in which
+    any pixel is set, be it by a corner."""
+    side, cells = min(mask_YX.shape), mask_YX
+    for axis, count in enumerate(grid):
+        start = (mask_YX.shape[axis] - side) / 2
+        edges = start + side * np.arange(count + 1) / count
+        cells = np.stack(
+            [
+                cells.take(range(math.floor(low), math.ceil(high)), axis).any(axis)
+                for low, high in itertools.pairwise(edges)
+            ],
+            axis,
+        )
+    return cells
+
+
+def listed(values: Iterable[Any], kind: type | None, name: str) -> list[Any]:
+    """Any iterable as a list of at least one entry, all of a type (None: of any)."""
+    single = isinstance(values, (str, bytes, Document, Pillow.Image)) or (
+        isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim < 4
+    )
+    values = [] if single or not isinstance(values, Iterable) else list(values)
+    if not values:
         raise ValueError(f"{name} is a list with at least one entry")
     for i, value in enumerate(values):
         if kind is not None and not isinstance(value, kind):
@@ -146,8 +265,12 @@ def listed(values: Sequence[Any], kind: type | None, name: str) -> Sequence[Any]
 
 
 def pillow(image: Any, number: int) -> Pillow.Image:
+    """A picture as PIL holds it, upright: turned as its EXIF orientation says."""
     if isinstance(image, Pillow.Image):
-        return image
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception as error:  # damaged files raise a dozen unrelated types
+            raise ValueError(f"picture {number} cannot be read: {error}") from error
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(

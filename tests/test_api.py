@@ -1,5 +1,6 @@
 """A tiny system from pictures to answers: every task, every stage, every bad input."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,12 +10,16 @@ import tiny_system
 from PIL import Image as Pillow
 
 from cm3leon_jax import CM3Leon, config, stages
-from cm3leon_jax.codec import HOLE
+from cm3leon_jax.codec import HOLE, Codec, touched
 from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.data.sources import read_documents
 from cm3leon_jax.evaluation import pairs, report, shapes
 from cm3leon_jax.evaluation.protocol import Protocol
+from cm3leon_jax.models import vqgan
+from cm3leon_jax.sampling import engine
 from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.tokenizers import regions
+from cm3leon_jax.tokenizers.image import ImageTokenizer
 from cm3leon_jax.training import checkpoint, metrics
 
 
@@ -26,13 +31,34 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(workdir):
+def loaded(workdir):
+    """As users load it: over all eight devices."""
     return CM3Leon.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def model(loaded):
+    decoder = jax.device_put(loaded.decoder, jax.devices()[0])
+    return CM3Leon(loaded.system, decoder, loaded.codec)
 
 
 @pytest.fixture(scope="module")
 def documents(workdir):
     return read_documents(workdir / "documents", "test")[:4]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The ids of all prompts that the model is given, call by call."""
+    calls = []
+    write = engine.Engine.write
+
+    def spy(self, wanted, *rest):
+        calls.append([[stream.tolist() for stream in p.streams] for p in wanted])
+        return write(self, wanted, *rest)
+
+    monkeypatch.setattr(engine.Engine, "write", spy)
+    return calls
 
 
 def pictures(documents):
@@ -75,12 +101,20 @@ def test_text_to_image(model):
     assert np.array_equal(made, same) and not np.array_equal(made, other)
 
 
+def test_eight_devices_write_what_one_writes(loaded, model, documents):
+    assert len(loaded.decoder.embed.get_value().sharding.device_set) == 8
+    wanted = ["a red circle", "a blue square"]
+    assert np.array_equal(loaded.text_to_image(wanted), model.text_to_image(wanted))
+    many, one = (m.log_likelihood(documents) for m in (loaded, model))
+    np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
 def test_a_prompt_does_not_depend_on_its_neighbours(model):
     sampler = Sampler(temperature=1.0)
-    model_of_one = CM3Leon(model.system, model.decoder, model.codec, batch=2)
-    prompts = ["a red circle", "a blue square", "a green cross"]
-    many = model.text_to_image(prompts, sampler=sampler)
-    few = model_of_one.text_to_image(prompts, sampler=sampler)
+    model_of_two = CM3Leon(model.system, model.decoder, model.codec, batch=2)
+    wanted = ["a red circle", "a blue square", "a green cross"]
+    many = model.text_to_image(wanted, sampler=sampler)
+    few = model_of_two.text_to_image(iter(wanted), sampler=sampler)
     assert np.array_equal(many, few)
 
 
@@ -96,9 +130,8 @@ def test_caption_and_reconstruct(model, documents):
 
 def test_infill_keeps_what_is_outside_the_mask(model, documents):
     mask = np.zeros((32, 32), bool)
-    mask[3:14, 5:9] = True  # touches cells of rows 0 to 3, columns 1 and 2
-    inside = np.zeros((8, 8), bool)
-    inside[0:4, 1:3] = True
+    mask[3:14, 5:9] = True
+    inside = regions.cells(mask, model.codec.image.grid)
     seen = []
     decode = model.codec.image.decode
     model.codec.image.decode = lambda codes: seen.append(codes) or decode(codes)
@@ -110,26 +143,27 @@ def test_infill_keeps_what_is_outside_the_mask(model, documents):
     assert np.array_equal(seen[0][0][~inside], kept[0][~inside])
 
 
-def test_pixels_under_the_mask_change_no_prompt_token(model, documents, monkeypatch):
-    mask = np.zeros((32, 32), bool)
-    mask[8:24, 8:24] = True
-    prompts = []
-    run = CM3Leon._run
-
-    def spy(self, wanted, *rest):
-        prompts.append([s.tolist() for p in wanted for s in p.streams])
-        return run(self, wanted, *rest)
-
-    monkeypatch.setattr(CM3Leon, "_run", spy)
-    original = np.array(pictures(documents)[0])
-    for fill in (0, 255):
-        original[mask] = fill
-        model.infill([original], [mask], ["a red circle"])
-    assert prompts[0] == prompts[1]
-    original[0, 0] = 255 - original[0, 0]
-    original[:8, :8] = (220, 40, 40)
-    model.infill([original], [mask], ["a red circle"])
-    assert prompts[2] != prompts[0]
+@pytest.mark.parametrize("size", [32, 50])
+def test_pixels_under_the_mask_change_no_prompt_token(model, written, size):
+    # An encoder that looks around: its visible codes depend on hidden pixels.
+    config = dataclasses.replace(
+        model.codec.image.config, kernel=3, middle="attention", channels=32
+    )
+    image = ImageTokenizer(config, vqgan.build(config, jax.random.key(0)))
+    codec = Codec(model.layout, model.codec.text, image)
+    around = CM3Leon(model.system, model.decoder, codec)
+    mask = np.zeros((size, size), bool)
+    mask[size // 4 : 3 * size // 4, size // 4 : 3 * size // 4] = True
+    visible = ~touched(mask, image.grid)
+    rng = np.random.default_rng(0)
+    original = rng.integers(0, 256, (size, size, 3), np.uint8)
+    other = np.where(mask[..., None], rng.integers(0, 256, 3, np.uint8), original)
+    plain = image.encode(codec.arrays([original, other]))
+    assert (plain[0] != plain[1])[visible].any()
+    moved = np.where(mask[..., None], original, 255 - original)
+    for picture in (original, other, moved):
+        around.infill([picture], [mask], ["a red circle"])
+    assert written[0] == written[1] != written[2]
 
 
 def test_infill_of_text(model):
@@ -139,33 +173,61 @@ def test_infill_of_text(model):
     assert text.startswith("a ") and " circle at the " in text and HOLE not in text
 
 
-def test_generate_writes_whole_pictures_only(model):
-    begun = [Document((Text("a red circle"),)), Document((Text("a blue square"),))]
-    for document in model.generate(begun, images=1, max_text=16, seed=3):
-        assert document.segments[0].text.startswith(("a red", "a blue"))
-        for segment in document.segments[1:]:
+def test_generate_keeps_what_is_given_and_writes_whole_pictures_only(model, documents):
+    given = documents[0].segments
+    begun = [
+        Document((Text("a red "),), "open", {"licence": "x"}),
+        Document((*given, Text("")), "after a picture"),
+        Document(given, "ends in a picture"),
+        Document(()),
+    ]
+    made = model.generate(begun, images=1, max_text=16, seed=3)
+    for before, after in zip(begun, made, strict=True):
+        assert (after.id, after.metadata) == (before.id, before.metadata)
+        new = after.segments[len(before.segments) :]
+        if before.segments and isinstance(before.segments[-1], Text):
+            new = after.segments[len(before.segments) - 1 :]
+        for kept, segment in zip(before.segments, after.segments, strict=False):
+            assert segment is kept or segment in new
+        for segment in new:
             if isinstance(segment, Image):
-                assert segment.codes.shape == (8, 8)
+                assert segment.codes.shape == model.codec.image.grid
                 assert segment.array.shape == (32, 32, 3)
+    assert made[0].segments[0].text.startswith("a red")
+    assert "  " not in made[0].segments[0].text
 
 
-def test_log_likelihood_is_that_of_the_plain_model(model, documents):
+def test_log_likelihood_is_that_of_the_plain_model(model, documents, monkeypatch):
     (score,) = model.log_likelihood([documents[0]])
     layout = model.layout
-    ids = [layout.eos, *model.codec.ids(documents[0]), layout.eos]
+    ids = [layout.eos, *model.codec.ids(documents[:1])[0], layout.eos]
     logits = model.decoder(np.array([ids[:-1]], np.int32))
     log_p = jax.nn.log_softmax(logits)[0, np.arange(len(ids) - 1), ids[1:]]
     assert score == pytest.approx(float(log_p.sum()), rel=1e-5)
     assert model.log_likelihood(documents)[0] == pytest.approx(score, rel=1e-5)
+    # With few logits at a time.
+    monkeypatch.setattr(engine, "_LOGITS", 10_000)
+    (blockwise,) = model.log_likelihood([documents[0]])
+    assert blockwise == pytest.approx(score, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "I;16", "1"])
-@pytest.mark.parametrize("size", [(1, 1), (3, 200), (640, 480)])
-def test_pictures_of_any_mode_and_size_are_taken(model, mode, size):
-    array = model.codec.arrays([Pillow.new("RGB", size).convert("L").convert("RGB")])
-    assert array.shape == (1, 32, 32, 3)
-    picture = Pillow.new(mode, size)
-    assert model.codec.arrays([picture]).shape == (1, 32, 32, 3)
+def test_all_pictures_are_encoded_together_and_few_programs_compiled(
+    model, documents, monkeypatch
+):
+    calls = []
+    encode = ImageTokenizer.encode
+    monkeypatch.setattr(
+        ImageTokenizer, "encode", lambda s, x: calls.append(len(x)) or encode(s, x)
+    )
+    compiled = engine._row_nll._cache_size()
+    for count in (1, 2, 3, 4):
+        model.log_likelihood([documents[0]] * count)
+    assert engine._row_nll._cache_size() <= compiled + 1
+    assert calls == [1, 2, 3, 4]
+
+
+RED, ALL = Pillow.new("RGB", (32, 32), "red"), np.ones((32, 32), bool)
+OPEN, GUIDED = Document((Text(HOLE),)), Sampler(guidance=3.0)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +251,36 @@ def test_pictures_of_any_mode_and_size_are_taken(model, mode, size):
             ),
             "mask 0 is empty",
         ),
+        (lambda m: m.caption(np.zeros((4, 4, 3), np.uint8)), "images is a list"),
+        (lambda m: m.caption([RED], max_text=0), "max_text=0"),
+        (lambda m: m.caption([RED], sampler=GUIDED), "nothing to guide in a caption"),
+        (lambda m: m.infill([RED], [ALL], sampler=GUIDED), "nothing to guide in infil"),
+        (lambda m: m.infill([RED], [ALL], ["x", "y"]), "as many prompts"),
+        (lambda m: m.infill([RED], [ALL], "x"), "prompts is a list"),
+        (lambda m: m.infill([OPEN], sampler=GUIDED), "nothing to guide in infilling"),
+        (lambda m: m.infill([OPEN], [ALL]), "masks and prompts are for pictures"),
+        (lambda m: m.infill([OPEN], prompts=["x"]), "masks and prompts are for pict"),
+        (
+            lambda m: m.infill([OPEN, RED]),
+            r"images_or_documents\[1\] is Image, not Doc",
+        ),
+        (lambda m: m.generate([OPEN], images=-1), "images=-1 and max_text=64"),
+        (lambda m: m.generate([OPEN], images=0, max_text=0), "not both 0"),
+        (lambda m: m.generate([OPEN], sampler=GUIDED), "nothing to guide"),
+        (
+            lambda m: m.generate([Document((Text("word " * 200),))]),
+            "document 0 has .* which fill the context",
+        ),
+        (
+            lambda m: m.log_likelihood(
+                [Document((Image(codes=np.eye(3, dtype=np.int32)),))]
+            ),
+            r"document 0 has codes of grid \(3, 3\)",
+        ),
+        (
+            lambda m: CM3Leon(m.system, m.decoder, m.codec, batch=0),
+            "batch=0 must be at least 1",
+        ),
         (lambda m: m.infill([Document((Text("no hole"),))]), "has no <mask>"),
         (lambda m: m.generate([Document((Text(HOLE),))]), "is for `infill`"),
         (
@@ -200,6 +292,20 @@ def test_pictures_of_any_mode_and_size_are_taken(model, mode, size):
 def test_bad_input_is_one_clear_message(model, call, message):
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+def test_guidance_of_the_config_is_for_prompts(model):
+    assert model.system.sampling.infill.guidance != 1
+    model.infill([RED], [ALL])
+    assert HOLE not in model.infill([OPEN], max_text=4)[0].segments[0].text
+
+
+def test_an_image_tokenizer_of_another_size_is_refused(model):
+    config = dataclasses.replace(model.codec.image.config, image_size=64)
+    image = ImageTokenizer(config, model.codec.image.model)
+    codec = Codec(model.layout, model.codec.text, image)
+    with pytest.raises(ValueError, match=r"\(64, .* the config \(32, "):
+        CM3Leon(model.system, model.decoder, codec)
 
 
 def test_a_missing_or_foreign_work_directory_is_named(workdir, tmp_path):
@@ -221,11 +327,17 @@ def test_a_missing_or_foreign_work_directory_is_named(workdir, tmp_path):
     config.write(mixed, other)
     with pytest.raises(ValueError):
         CM3Leon.load(mixed)
-    other = tiny_system.tiny_config()
-    other["vocabulary"]["text"] = 400
-    config.write(mixed, other)
-    with pytest.raises(ValueError):
-        CM3Leon.load(mixed)
+    for section, key, value, named in (
+        ("vocabulary", "text", 400, "layout.text"),
+        ("vocabulary", "sentinels", 20, "layout.sentinels"),  # all shapes are the same
+        ("decoder", "norm_eps", 1e-3, "decoder.norm_eps"),
+        ("decoder", "post_norm", True, "decoder.post_norm"),
+    ):
+        other = tiny_system.tiny_config()
+        other[section][key] = value
+        config.write(mixed, other)
+        with pytest.raises(ValueError, match=named):
+            CM3Leon.load(mixed)
 
 
 @pytest.mark.parametrize(

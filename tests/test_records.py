@@ -209,6 +209,11 @@ def test_tokenizers_and_pictures_must_fit(tmp_path):
         list(
             records.tokenize(DOCUMENTS, ByteTokenizer(), BlockTokenizer(), small, 1, 0)
         )
+    large = vocab.build(text=257, image=64, classes=4, sentinels=12)
+    with pytest.raises(ValueError, match="text tokenizer has 256 .* holds 257"):
+        list(
+            records.tokenize(DOCUMENTS, ByteTokenizer(), BlockTokenizer(), large, 1, 0)
+        )
     wide = Document((Text("x"), Image(np.zeros((8, 9, 3), np.uint8))), id="wide one")
     with pytest.raises(ValueError, match="wide one.*9x8"):
         tokenize([wide])

@@ -54,7 +54,7 @@ def fit(
     resample: Pillow.Resampling = Pillow.Resampling.LANCZOS,
 ) -> np.ndarray:
     """A picture of any mode and size -> uint8 [size, size, 3]: its centred square."""
-    picture = _to_rgb(ImageOps.exif_transpose(picture))
+    picture = rgb(ImageOps.exif_transpose(picture))
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -63,7 +63,8 @@ def fit(
     return np.asarray(picture.resize((size, size), resample, box))
 
 
-def _to_rgb(picture: Pillow.Image) -> Pillow.Image:
+def rgb(picture: Pillow.Image) -> Pillow.Image:
+    """A picture of any mode as RGB: 16 bits reduced to 8, alpha laid over white."""
     if picture.mode.startswith("I"):  # 16-bit grey, which convert() would clip
         grey = np.asarray(picture).astype(np.int64).clip(0, 65_535) >> 8
         picture = Pillow.fromarray(grey.astype(np.uint8))

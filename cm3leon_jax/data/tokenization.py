@@ -75,15 +75,15 @@ def tokenize(
 
 
 def check_sizes(text_tokenizer: Any, image_tokenizer: Any, layout: Layout) -> None:
-    """ValueError where the tokenizers' ids do not fit into the layout."""
+    """ValueError where the tokenizers and the layout are of different systems."""
     for what, size, room in (
         ("text tokenizer", text_tokenizer.size, len(layout.text)),
         ("image tokenizer", image_tokenizer.codebook, len(layout.image)),
     ):
-        if size > room:
+        if size != room:
             raise ValueError(
-                f"the {what} has {size} codes, the vocabulary has room for {room}: "
-                "train it with the vocabulary size of this config"
+                f"the {what} has {size} ids, but the vocabulary holds {room}: they are "
+                "of different systems; train it with the sizes of this config"
             )
 
 

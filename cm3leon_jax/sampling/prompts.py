@@ -49,6 +49,14 @@ class Batch:
     length_GB: np.ndarray
     script_GBT: np.ndarray
 
+    def take(self, rows_B: np.ndarray) -> Batch:
+        """The prompts of these rows; one may come several times."""
+        return Batch(
+            self.prompt_GBL[:, rows_B],
+            self.length_GB[:, rows_B],
+            self.script_GBT[:, rows_B],
+        )
+
 
 def text_to_image(
     layout: Layout, pieces: Sequence[int], image_tokens: int, *, guided: bool = False
@@ -153,7 +161,8 @@ def stack(prompts: Sequence[Prompt], layout: Layout, limit: int) -> Batch:
             if total > limit:
                 raise ValueError(
                     f"prompt {i} has {len(ids)} tokens and {total - len(ids)} to come, "
-                    f"but the context holds {limit}: shorten the text"
+                    f"but the context holds {limit}: shorten the text, or let "
+                    "less be written"
                 )
             if len(ids) == 0 or len(script) != len(prompt.scripts[0]):
                 raise ValueError(f"prompt {i}: an empty stream or unequal scripts")
