@@ -142,6 +142,22 @@ def test_a_truncated_tar_keeps_what_came_before(tmp_path):
     assert any("damaged" in item.reason for item in found if isinstance(item, Skipped))
 
 
+def test_a_tar_sorted_by_suffix_gives_the_same_pairs(tmp_path):
+    jpeg = _encode(_rgb(), "JPEG")
+    files = {f"{i}.{kind}": jpeg for i in range(4) for kind in ("jpg",)}
+    files |= {f"{i}.txt": f"caption {i}".encode() for i in range(4)}
+    whole = _as_tar(tmp_path / "x", files)
+    with tarfile.open(tmp_path / "x" / "part-0.tar", "w") as tar:
+        for name in sorted(files, key=lambda name: name.split(".")[1]):
+            info = tarfile.TarInfo(name)
+            info.size = len(files[name])
+            tar.addfile(info, io.BytesIO(files[name]))
+    found = list(sources.webdataset_documents(whole, "train"))
+    assert [item.segments[0].text for item in found] == [
+        f"caption {i}" for i in range(4)
+    ]
+
+
 def test_pictures_are_converted_faithfully():
     white_half = np.zeros((8, 8, 4), np.uint8)
     white_half[:, :4] = (10, 20, 30, 255)
@@ -212,6 +228,66 @@ def test_prepared_documents_come_back_in_order_with_counts(tmp_path):
     lines = [json.loads(line) for line in log.splitlines()]
     assert [line["id"] for line in lines] == ["train3", "train7"]
     assert (tmp_path / "train-00003-of-00004.array_record").is_file()
+
+
+def _jpegs(path, names, captions=True):
+    path.mkdir()
+    for name in names:
+        (path / f"{name}.jpg").write_bytes(_encode(_rgb(), "JPEG"))
+        if captions:
+            (path / f"{name}.txt").write_text(f"caption {name}")
+
+
+def test_an_empty_split_is_refused_with_its_mend(tmp_path):
+    splits = {"train": None, "validation": None, "test": None}
+    _jpegs(tmp_path / "few", range(3))
+    config = sources.FolderConfig(
+        path=str(tmp_path / "few"), image_size=8, test_percent=0
+    )
+    with pytest.raises(ValueError, match="raise source.validation_percent"):
+        sources.prepare(config, sources.folder_documents, tmp_path / "a", splits)
+    assert not (tmp_path / "a" / "validation.json").exists()
+    _jpegs(tmp_path / "bare", range(3), captions=False)
+    config = dataclasses.replace(config, path=str(tmp_path / "bare"))
+    with pytest.raises(ValueError, match="'train' has no documents; 3 of 3 skipped"):
+        sources.prepare(config, sources.folder_documents, tmp_path / "b", splits)
+    log = (tmp_path / "b" / "skipped.jsonl").read_text().splitlines()
+    assert len(log) == 3
+
+
+def test_a_large_loss_for_one_reason_is_said(tmp_path, capsys):
+    _jpegs(tmp_path / "x", range(5))
+    for name in range(3):
+        (tmp_path / "x" / f"{name}.txt").unlink()
+    config = sources.FolderConfig(
+        **{"path": str(tmp_path / "x"), "image_size": 8},
+        **{"validation_percent": 0, "test_percent": 0},
+    )
+    for directory in ("a", "b"):
+        sources.prepare(
+            config, sources.folder_documents, tmp_path / directory, {"train": None}
+        )
+        line = "more than half left out; 3 of 3 skipped because: no caption"
+        assert (line in capsys.readouterr().err) == (directory == "a")
+        (tmp_path / "x" / "0.txt").write_text("found again")
+
+
+def test_texts_are_read_without_pictures(tmp_path, monkeypatch):
+    _jpegs(tmp_path / "x", range(5))
+    config = sources.FolderConfig(
+        **{"path": str(tmp_path / "x"), "image_size": 8},
+        **{"validation_percent": 0, "test_percent": 0},
+    )
+    sources.prepare(config, sources.folder_documents, tmp_path / "d", {"train": None})
+    wanted = [
+        d.segments[0].text for d in sources.read_documents(tmp_path / "d", "train")
+    ]
+    monkeypatch.setattr(Pillow, "open", None)
+    assert list(sources.read_texts(tmp_path / "d", "train")) == wanted
+    with ShardWriter(shard_path(tmp_path / "d", "train", 1, 4)) as writer:
+        writer.write(b"?")
+    with pytest.raises(ValueError, match="train-00001-of-00004.array_record record 0"):
+        list(sources.read_texts(tmp_path / "d", "train"))
 
 
 def test_prepare_goes_on_where_it_was_interrupted(tmp_path):

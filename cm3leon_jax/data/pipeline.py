@@ -211,8 +211,10 @@ def batches(
     process_count: int,
     workers: int,
     start_step: int,
+    steps: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of batch `start_step`, `start_step` + 1, … without end.
+    """This process's part of batch `start_step`, `start_step` + 1, …: `steps` of them,
+    or without end. Who stops earlier calls `close()`, which ends the workers.
 
     Arrays as in `Rows.row` with a leading axis of batch_size / process_count, and
     "row": int64, the global row numbers. `workers` child processes build them (0: a
@@ -229,8 +231,9 @@ def batches(
         numbers = np.arange(first, first + local, dtype=np.int64)
         return {**rows.rows(numbers), "row": numbers}
 
-    steps = grain.MapDataset.range(start_step, _ENDLESS).map(build)
-    dataset = steps.to_iter_dataset(
+    stop = _ENDLESS if steps is None else start_step + steps
+    dataset = grain.MapDataset.range(start_step, stop).map(build)
+    dataset = dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     )
     if workers:

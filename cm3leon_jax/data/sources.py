@@ -11,9 +11,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import re
 import sys
 import tarfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +28,7 @@ from cm3leon_jax.data.documents import (
     Skipped,
     Text,
     from_bytes,
+    texts_from_bytes,
     to_bytes,
 )
 from cm3leon_jax.data.pictures import read_caption, read_picture
@@ -35,6 +38,8 @@ SPLITS = ("train", "validation", "test")
 SHARDS = 4  # of documents; enough to read in parallel, few enough for small sets
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _SECONDS_BETWEEN_LINES = 5.0
+_TEXTS_AT_ONCE = 1024  # records
+ENOUGH = 10  # documents of a held-out split; fewer score nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +48,8 @@ class FilesConfig:
 
     path: str
     image_size: int
-    validation_percent: float = 1.0
-    test_percent: float = 1.0
+    validation_percent: float = 5.0
+    test_percent: float = 5.0
 
     def __post_init__(self):
         if self.image_size < 1:
@@ -64,7 +69,8 @@ class FolderConfig(FilesConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WebdatasetConfig(FilesConfig):
-    """`path`: a .tar, or a folder of them, with KEY.jpg|png|webp and KEY.txt inside."""
+    """`path`: a .tar, or a folder of them, with KEY.jpg|png|webp and KEY.txt inside,
+    in any order."""
 
 
 def split_of(name: str, config: FilesConfig) -> str:
@@ -117,11 +123,16 @@ def _tar_documents(
         return f"{path.stem}/{folder}{'/' if folder else ''}{file.split('.')[0]}"
 
     with tarfile.open(path) as tar:
-        files = (member for member in tar if member.isfile())
-        for name, group in itertools.groupby(files, key=key):
-            members = list(group)
-            if split_of(name, config) != split:
-                continue
+        # All headers first: a tar may hold all of its pictures before any caption.
+        groups: dict[str, list[tarfile.TarInfo]] = {}
+        damage = None
+        try:
+            for member in tar:
+                if member.isfile() and split_of(key(member), config) == split:
+                    groups.setdefault(key(member), []).append(member)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            damage = error
+        for name, members in groups.items():
             parts = [
                 (
                     f".{member.name.rpartition('/')[2].partition('.')[2].lower()}",
@@ -130,11 +141,16 @@ def _tar_documents(
                 for member in members
             ]
             yield _pair(name, parts, config.image_size)
+        if damage:
+            raise damage
 
 
 def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    return file.read() if file else b""
+    try:
+        file = tar.extractfile(member)
+        return file.read() if file else b""
+    except (tarfile.TarError, EOFError) as error:
+        raise OSError(f"{member.name} is damaged: {error}") from error
 
 
 def _pair(
@@ -173,7 +189,8 @@ def prepare(
     `splits` gives the greatest number of documents per split (None: all). Splits that
     an earlier run finished with the same settings are kept. Skipped records are named
     in `skipped.jsonl`. Returns {split: {"documents", "skipped", "seconds"}}. Raises
-    OSError on a full disk, ValueError if the folder holds another source's documents.
+    OSError on a full disk, ValueError if the folder holds another source's documents
+    or a split comes out empty (unless its limit is 0).
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -196,6 +213,7 @@ def prepare(
             found = documents_fn(source_config, split)
             counts, skipped = _write_split(found, directory, split, limit)
             _log_skipped(directory / "skipped.jsonl", split, skipped)
+            _judge(directory, split, counts["documents"], limit, skipped)
             _write_json(done, counts | {"made_from": made_from})
         summary[split] = counts
     return summary
@@ -228,6 +246,27 @@ def _write_split(
     _say(f"{split}: {count:,} documents, {len(skipped):,} skipped, {seconds} s")
     counts = {"documents": count, "skipped": len(skipped), "seconds": seconds}
     return counts, skipped
+
+
+def _judge(
+    directory: Path, split: str, count: int, limit: int | None, skipped: list[Skipped]
+) -> None:
+    """ValueError for a split without documents; a line where most were skipped for
+    one reason, or too few to score with are left."""
+    reasons = Counter(re.sub(r"\d+", "N", item.reason) for item in skipped)
+    reason, most = reasons.most_common(1)[0] if reasons else ("", 0)
+    why = f"; {most:,} of {len(skipped):,} skipped because: {reason}" if most else ""
+    log = f" (see {directory / 'skipped.jsonl'})" if skipped else ""
+    if split == "train":
+        mend = "see that source.path holds pictures with captions"
+    else:
+        mend = f"raise source.{split}_percent, or bring more documents"
+    if count == 0 and limit != 0:
+        raise ValueError(f"split {split!r} has no documents{why}{log}: {mend}")
+    if 2 * most > count + len(skipped):
+        _say(f"{split}: WARNING, more than half left out{why}{log}")
+    if split != "train" and count < min(ENOUGH, ENOUGH if limit is None else limit):
+        _say(f"{split}: WARNING, {count} documents are too few to score with: {mend}")
 
 
 def _say(line: str) -> None:
@@ -281,6 +320,19 @@ class StoredDocuments(Sequence[Document]):
             return from_bytes(self._shards[index])
         except ValueError as error:
             raise ValueError(f"{self._shards.where(index)}: {error}") from error
+
+
+def read_texts(directory: str | Path, split: str) -> Iterator[str]:
+    """Every text of a prepared split, in the source's order, without decoding any
+    picture: what a text tokenizer learns from."""
+    shards = StoredDocuments(directory, split)._shards
+    for start in range(0, len(shards), _TEXTS_AT_ONCE):
+        numbers = range(start, min(start + _TEXTS_AT_ONCE, len(shards)))
+        for number, data in zip(numbers, shards.read(numbers), strict=True):
+            try:
+                yield from texts_from_bytes(data)
+            except ValueError as error:
+                raise ValueError(f"{shards.where(number)}: {error}") from error
 
 
 def read_documents(directory: str | Path, split: str) -> StoredDocuments:
