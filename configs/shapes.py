@@ -6,9 +6,9 @@
 `quick` is one system in about 12 minutes on 2 cores, in a simple world: 32x32 pictures
 of a 2x2 layout, 4 shapes x 6 colours x 2 sizes on 2 backgrounds, and f = 8 like the
 paper's, so a picture is 4x4 codes. Its decoder uses Chameleon's rotary positions and
-QK-norm (paper section 2.7): a picture starts wherever its caption ends, and in so short a
-run learned absolute positions do not get to know every such offset. Many small updates
-beat few large ones here: which words say what about which codes is found late.
+QK-norm (paper section 2.7): a picture starts wherever its caption ends, and in so short
+a run learned absolute positions do not get to know every such offset. Many small
+updates beat few large ones here: which words tell of which codes is found late.
 """
 
 from ml_collections import ConfigDict
