@@ -8,10 +8,8 @@ In a job of several processes, which share the work directory, all of them train
 needs no devices is done by the first while the others wait.
 """
 
-import collections
 import functools
 import itertools
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,37 +48,15 @@ _NAMED = 20  # records that results name, where there are more
 
 
 def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Results:
-    """Source -> `documents/`: every split as ArrayRecord, with what was skipped.
-
-    Raises ValueError where nothing can be learnt or validated from what was found.
-    """
+    """Source -> `documents/`: every split as ArrayRecord, with what was skipped."""
     folder = directory / "documents"
 
     def work() -> Mapping[str, Any]:
         _, documents = sources.SOURCES[system.data.source]
         splits = system.data.limits
-        made = sources.prepare(system.source, documents, folder, splits)
-        for split in ("train", "validation"):
-            if not made[split]["documents"]:
-                (folder / f"{split}.json").unlink()  # the next run looks again
-                raise ValueError(_nothing_found(folder, split))
-        return made
+        return sources.prepare(system.source, documents, folder, splits)
 
     return _run_stage(system, folder, work, overwrite)
-
-
-def _nothing_found(folder: Path, split: str) -> str:
-    """The message for a split without documents, with the commonest reason."""
-    lines = (folder / "skipped.jsonl").read_text().splitlines()
-    skipped = [json.loads(line) for line in lines]
-    reasons = collections.Counter(s["reason"] for s in skipped if s["split"] == split)
-    if not reasons:
-        return f"the source has no {split} documents: see data.settings, data.{split}"
-    (reason, count), total = reasons.most_common(1)[0], reasons.total()
-    return (
-        f"none of the source's {total} {split} records can be used; {count} of them: "
-        f"{reason} (see {folder / 'skipped.jsonl'})"
-    )
 
 
 def train_text_tokenizer(

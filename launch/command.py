@@ -9,6 +9,7 @@ A mistake of the user ends in one line that says the mend (exit status 2); the l
 line on standard output is one JSON object with the results.
 """
 
+import ast
 import json
 import runpy
 import sys
@@ -55,10 +56,24 @@ def define_config(complete: Complete) -> Any:
     """
     from ml_collections import config_flags
 
+    config_flags.register_flag_parser_for_type(type(None), _Literal())
     holder = config_flags.DEFINE_config_file("config")
     flag = flags.FLAGS["config"]
     flag.parser = _Completed(flag.parser, complete)
     return holder
+
+
+class _Literal(flags.ArgumentParser):
+    """For settings whose default is None, so that their type is not known here."""
+
+    def parse(self, argument: str) -> Any:
+        try:
+            return ast.literal_eval(argument)
+        except (SyntaxError, ValueError):
+            return argument
+
+    def flag_type(self) -> str:
+        return "number, string or None"
 
 
 class _Completed(flags.ArgumentParser):
@@ -94,8 +109,6 @@ def _check_path(config: Any, path: str) -> None:
         if not isinstance(node, ConfigDict):
             fail(f"{name} is a setting, not a section: there is no {path}")
         if key not in node:
-            if depth == len(sections) and key.removeprefix("no") in node:
-                return  # --config.decoder.noqk_norm
             fail(unknown_setting(name, key, node))
         node = node[key]
 

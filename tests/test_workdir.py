@@ -1,8 +1,9 @@
 """Stages run once, refuse changed settings, and go on where they were cut off."""
 
 import pytest
+import tiny_system
 
-from cm3leon_jax import workdir
+from cm3leon_jax import config, stages, workdir
 
 
 def test_a_stage_runs_once(tmp_path):
@@ -64,3 +65,53 @@ def test_a_damaged_file_is_named_with_its_mend(tmp_path):
     (tmp_path / "s" / workdir.BEGUN).write_text("")
     with pytest.raises(ValueError, match=r"s/inputs.json is damaged.*anew"):
         workdir.run_stage(tmp_path / "s", {"a": 1}, dict)
+
+
+EARLY = ["prepare_data", "train_text_tokenizer"]
+
+
+def test_one_stage_leaves_the_config_and_the_others_alone(tmp_path):
+    given = tiny_system.tiny_config()
+    stages.run(given, tmp_path, EARLY)
+    before = config.read(tmp_path)
+    given["data"]["train"] = 65
+    for names, overwrite, message in (
+        (["train_text_tokenizer"], False, r"documents was made .*data.train: 64 -> 65"),
+        (["train_text_tokenizer"], True, "does not make it anew: launch/run_all.py"),
+        (EARLY, False, "give --overwrite, which deletes"),
+    ):
+        with pytest.raises(FileExistsError, match=message):
+            stages.run(given, tmp_path, names, overwrite)
+    assert config.read(tmp_path) == before
+    assert (tmp_path / "text_tokenizer" / workdir.DONE).is_file()
+    stages.run(given, tmp_path, EARLY, True)
+    assert config.read(tmp_path)["data"]["train"] == 65
+    assert workdir.results(tmp_path / "documents")["train"]["documents"] == 65
+
+
+def test_bookkeeping_may_change_and_defaults_are_kept(tmp_path):
+    given = tiny_system.tiny_config()
+    stages.run(given, tmp_path, EARLY)
+    given["pretrain"]["log_every"] = 9
+    stages.run(given, tmp_path, EARLY)
+    kept = config.read(tmp_path)
+    assert kept["pretrain"]["log_every"] == 9 and kept["pretrain"]["workers"] == 0
+
+
+def test_a_cloud_folder_is_refused_before_anything_is_written():
+    with pytest.raises(ValueError, match="mount the bucket"):
+        stages.run(tiny_system.tiny_config(), "gs://bucket/run", EARLY)
+
+
+def test_a_source_without_documents_says_the_commonest_reason(tmp_path):
+    (tmp_path / "pairs").mkdir()
+    for i in range(20):
+        (tmp_path / "pairs" / f"{i}.txt").write_text("a caption")
+    given = tiny_system.tiny_config()
+    settings = {"path": str(tmp_path / "pairs"), "image_size": 32}
+    given["data"] = {"source": "folder", "settings": settings}
+    with pytest.raises(ValueError, match="has no documents.*no picture files"):
+        stages.run(given, tmp_path / "run", EARLY)
+    folder = tmp_path / "run" / "documents"
+    assert not (folder / workdir.DONE).exists()
+    assert not (folder / "train.json").exists()  # the next run looks again
