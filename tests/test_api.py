@@ -14,7 +14,7 @@ from cm3leon_jax.codec import HOLE, Codec, touched
 from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.data.sources import read_documents
 from cm3leon_jax.evaluation import pairs, report, shapes
-from cm3leon_jax.evaluation.protocol import Protocol
+from cm3leon_jax.evaluation.protocol import Protocol, result_file
 from cm3leon_jax.models import vqgan
 from cm3leon_jax.sampling import engine
 from cm3leon_jax.sampling.sampler import Sampler
@@ -354,7 +354,7 @@ def test_protocols_leave_results_samples_and_a_report(workdir, world, tasks):
         seed=0,
     )
     result = stages.evaluate(workdir, protocol, "pretrain")
-    path = workdir / "eval" / f"{world}-tiny.pretrain.json"
+    path = result_file(workdir, protocol, "pretrain")
     assert json.loads(path.read_text()) == result
     assert result["step"] == checkpoint.latest_step(workdir / "pretrain") == 4
     for score in result["scores"].values():
@@ -363,7 +363,8 @@ def test_protocols_leave_results_samples_and_a_report(workdir, world, tasks):
     assert again["scores"] == result["scores"]
     page = report.write(workdir).read_text()
     for task in tasks:
-        assert (workdir / "samples" / task).exists() or task == "likelihood"
+        samples = workdir / "samples" / path.stem / task
+        assert samples.exists() or task == "likelihood"
     assert "data:image/png" in page and f"{world}:tiny" in page
 
 
@@ -379,12 +380,5 @@ def test_a_protocol_of_another_world_is_refused(workdir):
         stages.evaluate(
             workdir,
             Protocol(name="x", world="shapes", tasks=("draw",), **settings),
-            "pretrain",
-        )
-    settings["documents"] = 999
-    with pytest.raises(ValueError, match="needs 999 test documents"):
-        stages.evaluate(
-            workdir,
-            Protocol(name="x", world="shapes", tasks=("caption",), **settings),
             "pretrain",
         )

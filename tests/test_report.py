@@ -1,6 +1,7 @@
 """The report: complete when everything is there, standing when nothing is."""
 
 import base64
+import contextlib
 import json
 import re
 from html.parser import HTMLParser
@@ -12,8 +13,10 @@ from PIL import Image
 from cm3leon_jax.config import config_hash
 from cm3leon_jax.evaluation import report
 from cm3leon_jax.evaluation.chart import Series, chart
+from cm3leon_jax.training import loss, metrics
 
 VOID = {"meta", "img", "input", "line", "path"}
+SAMPLES = "samples/quick.pretrain"
 ATTACK = '<script>alert("x")</script>'
 
 
@@ -47,20 +50,33 @@ def put(path, value):
         path.write_text(json.dumps(value))
 
 
+def train(folder):
+    """Metrics as the trainer writes them, of 80 steps."""
+
+    def means(value):
+        groups = {f"nll/{group}": value for group in loss.GROUPS}
+        counts = {f"count/{group}": 1.0 for group in loss.GROUPS}
+        sums = {"nll": value, "count": 1.0, **groups, **counts}
+        sums = {key: np.float32(x) for key, x in sums.items()}
+        return {key: float(x) for key, x in loss.means(sums).items()}
+
+    with contextlib.closing(metrics.MetricWriter(folder, 0)) as writer:
+        for step in range(1, 81):
+            writer.write(step, means(6.0 / step) | {"tokens_per_second": 2e4})
+        validation = {f"validation/{key}": x for key, x in means(0.25).items()}
+        writer.write(80, validation)
+
+
 @pytest.fixture
 def workdir(tmp_path):
     """A finished quick run, as its stages leave it."""
     root = tmp_path / "quick"
     put(root / "config.json", {"name": "shapes", "decoder": {"width": 128}})
     put(
-        root / "pretrain" / "DONE.json", {"steps": 80, "seconds": 61.5, "tokens": 12345}
+        root / "pretrain" / "DONE.json",
+        {"steps": 80, "seconds": 61.5, "tokens": 12345, "inputs_hash": "0123456789ab"},
     )
-    steps = [
-        {"step": i, "loss": 6.0 / (1 + i), "loss_text": 5.0, "tokens_per_second": 2e4}
-        for i in range(80)
-    ]
-    steps[40]["validation/loss"] = 0.25
-    put(root / "pretrain" / "metrics.jsonl", steps)
+    train(root / "pretrain")
     put(root / "image_tokenizer" / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
     score = {"value": 0.8125, "low": 0.79, "high": 0.83, "n": 321}
     decibels = {"value": 29.8, "low": 29.5, "high": 30.1, "n": 321}
@@ -68,10 +84,11 @@ def workdir(tmp_path):
         root / "eval" / "quick.pretrain.json",
         {
             **{"protocol": "quick", "checkpoint": "pretrain", "hardware": "2 cores"},
+            **{"step": 80, "inputs_hash": "0123456789ab", "measured": "2026-02-02"},
             "scores": {"text_to_image/objects": score, "reconstruction/psnr": decibels},
         },
     )
-    folder = root / "samples" / "text_to_image"
+    folder = root / SAMPLES / "text_to_image"
     pictures = {"sample": "0.png"}
     put(
         folder / "index.jsonl",
@@ -91,8 +108,9 @@ def test_report_shows_every_part_and_needs_nothing_else(workdir):
     page = Balanced(text)
     assert all(link.startswith(("#", "data:image/")) for link in page.links)
     assert not re.search(r"https?://|@import|url\(", text)
-    assert page.tags.count("svg") == 3  # losses and tokens/s; the tokenizer's loss
-    parts = ["samples", "scores", "curves", "stages", "config"]
+    # Losses; by role, context and moved; tokens/s; the tokenizer's loss.
+    assert page.tags.count("svg") == 5
+    parts = ["results", "curves", "stages", "config"]
     assert all(f'<section id="{part}">' in text for part in parts)
     config = json.loads((workdir / "config.json").read_text())
     for shown in ("a red circle", "1 of 2 judged right", "0.812", "321", "2 cores"):
@@ -104,7 +122,7 @@ def test_report_shows_every_part_and_needs_nothing_else(workdir):
 def test_pictures_are_the_files(workdir):
     links = Balanced(report.write(workdir).read_text("utf-8")).links
     pictures = [link for link in links if link.startswith("data:")]
-    data = (workdir / "samples" / "text_to_image" / "0.png").read_bytes()
+    data = (workdir / SAMPLES / "text_to_image" / "0.png").read_bytes()
     assert len(pictures) == 2
     assert base64.b64decode(pictures[0].partition("base64,")[2]) == data
 
@@ -116,10 +134,10 @@ def test_prompts_are_text_not_markup(workdir):
 
 
 def test_pieces_that_are_missing_or_broken_are_left_out(workdir):
-    folder = workdir / "samples" / "text_to_image"
+    folder = workdir / SAMPLES / "text_to_image"
     lines = [
         {"caption": "gone", "pictures": {"sample": "none.png"}},
-        {"caption": "outside", "pictures": {"sample": "../../secret.png"}},
+        {"caption": "outside", "pictures": {"sample": "../../../secret.png"}},
         {"caption": "no pictures"},
     ]
     put(folder / "index.jsonl", lines)
@@ -128,7 +146,7 @@ def test_pieces_that_are_missing_or_broken_are_left_out(workdir):
         file.write('\n{"step": 80, "loss": NaN}\n{"step": 81, "lo')
     (workdir / "config.json").write_text("{")
     (workdir / "eval" / "torn.json").write_bytes(b"\xff\xfe")
-    (workdir / "sft").mkdir()
+    (workdir / "tokens").mkdir()
     put(workdir / "eval" / "other.json", {"scores": {"a/b": {"value": None}}})
     text = report.write(workdir).read_text("utf-8")
     page = Balanced(text)
@@ -136,7 +154,7 @@ def test_pieces_that_are_missing_or_broken_are_left_out(workdir):
     assert not [link for link in page.links if link.startswith("data:")]
     assert not re.search(r"\bnan\b", text, re.IGNORECASE)
     assert '<section id="config">' not in text
-    assert "begun, not finished" in text  # sft
+    assert "begun, not finished" in text  # tokens
 
 
 def test_empty_work_directory_gives_a_page(tmp_path):
@@ -170,5 +188,52 @@ def test_chart_stays_inside_its_box(values, width):
 
 def test_validation_shares_the_chart_and_colour_of_training(workdir):
     text = report.write(workdir).read_text("utf-8")
-    assert 'class="line c0"' in text and 'class="line c0 dashed"' in text
-    assert 'class="line c1"' in text  # loss_text
+    for colour in range(3):  # all, text, image
+        assert f'class="line c{colour}"' in text
+        assert f'class="line c{colour} dashed"' in text
+    for name in ("loss/text", "loss/image", "validation/loss/text"):
+        assert f"<title>{name}: " in text
+    assert "perplexity" not in text
+
+
+def test_results_show_their_own_samples_newest_first(workdir):
+    old = json.loads((workdir / "eval" / "quick.pretrain.json").read_text())
+    old |= {"measured": "2026-01-01", "checkpoint": "pretrain@40", "step": 40}
+    old["scores"] = {"text_to_image/objects": {"value": 0.111}}
+    put(workdir / "eval" / "quick.pretrain@40.json", old)
+    put(
+        workdir / "samples" / "quick.pretrain@40" / "caption" / "index.jsonl",
+        [{"caption": "an early word"}],
+    )
+    text = report.write(workdir).read_text("utf-8")
+    Balanced(text)
+    new, old_part = text.split("<details class=result")[1:]
+    assert new.startswith(" open>") and old_part.startswith(">")
+    assert "a red circle" in new and "an early word" not in new
+    assert "an early word" in old_part and "0.111" in old_part
+    assert "stale" not in new + old_part
+    tiles = text.partition("<nav>")[0]
+    assert "0.812" in tiles and "0.111" not in tiles
+
+
+@pytest.mark.parametrize("change", [{"inputs_hash": "ffffffffffff"}, {"steps": 160}])
+def test_results_of_an_overwritten_stage_are_marked(workdir, change):
+    done = json.loads((workdir / "pretrain" / "DONE.json").read_text())
+    put(workdir / "pretrain" / "DONE.json", done | change)
+    text = report.write(workdir).read_text("utf-8")
+    assert "<span class=stale>stale: pretrain" in text
+    assert "<details class=result>" in text  # folded
+    assert "0.812" not in text.partition("<nav>")[0]
+
+
+def test_stages_and_trainings_of_any_name_are_shown(workdir):
+    put(workdir / "retriever" / "DONE.json", {"rows": 4321})
+    put(workdir / "retriever" / "metrics.jsonl", [{"step": 1, "loss": 0.5}])
+    text = report.write(workdir).read_text("utf-8")
+    assert "4321" in text and "<h3>Retriever</h3>" in text
+
+
+def test_small_pictures_are_enlarged_without_blur(workdir):
+    text = report.write(workdir).read_text("utf-8")
+    assert '<img class=pixels style="width:128px"' in text
+    assert ".pixels { image-rendering: pixelated; }" in text

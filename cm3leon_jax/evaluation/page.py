@@ -41,6 +41,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [value for value in found if isinstance(value, dict)]
 
 
+def stage_hash(folder: Path) -> str | None:
+    """What the stage in a folder was made from; None where no stage has left a mark."""
+    done, begun = (read_object(folder / name) for name in ("DONE.json", "inputs.json"))
+    found = done.get("inputs_hash", begun.get("hash"))
+    return found if isinstance(found, str) else None
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """A finite number (`True` is not one)."""
     if isinstance(value, bool) or not isinstance(value, int | float):

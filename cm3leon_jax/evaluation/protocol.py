@@ -1,15 +1,18 @@
 """A protocol: what is measured, on which documents, with which seed; and its result.
 
-eval/NAME.CHECKPOINT.json    scores with 95 % intervals, and all that made them
-samples/TASK/                pictures and an index, for the report
+eval/NAME-HASH.CHECKPOINT.json         scores with 95 % intervals, all that made them
+samples/NAME-HASH.CHECKPOINT/TASK/     pictures and an index, for the report
+
+HASH is the beginning of the protocol's: a changed protocol overwrites nothing.
 """
 
 import dataclasses
 import json
 import platform
+import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,8 @@ from PIL import Image as Pillow
 from cm3leon_jax import config as configs
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
-from cm3leon_jax.data.sources import read_documents
+from cm3leon_jax.data.sources import ENOUGH, read_documents
+from cm3leon_jax.evaluation.page import stage_hash
 from cm3leon_jax.training.checkpoint import latest_step
 
 Score = dict[str, float | int]
@@ -30,9 +34,11 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """`world` says which evaluator reads the documents, `tasks` what is measured; the
-    first `documents` of `split` are used and the first `shown` of a task's samples
-    kept for the report."""
+    """`world` says which evaluator reads the documents, `tasks` what is measured.
+
+    The first `documents` of `split` are used, all where there are fewer, and the first
+    `shown` of a task's samples are kept for the report.
+    """
 
     name: str
     world: str
@@ -41,6 +47,10 @@ class Protocol:
     tasks: tuple[str, ...]
     shown: int
     seed: int
+
+    def __post_init__(self):
+        if self.documents < 1:
+            raise ValueError(f"protocol.documents={self.documents} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,24 +75,37 @@ Evaluator = Callable[[CM3Leon, Sequence[Document], int], Outcome]
 
 
 def interval(
-    values: np.ndarray, statistic: Callable[[np.ndarray], float], n: int
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], float],
+    n: int,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Score:
     """`statistic` of `values` [M, …] with its 95 % bootstrap interval over the rows.
 
-    `n` is the number of things counted (objects, pictures), for the reader.
+    `n` is the number of things counted (objects, pictures), for the reader. Rows of
+    one of the `clusters` [M] are copies of each other: they are drawn together, and
+    the score says how many clusters there are.
     """
+    names = list(clusters if clusters is not None else range(len(values)))
+    members: dict[Hashable, list[int]] = {}
+    for row, name in enumerate(names):
+        members.setdefault(name, []).append(row)
+    groups = [np.array(rows) for rows in members.values()]
+    if len(names) != len(values) or not groups:
+        raise ValueError(f"{len(names)} clusters for {len(values)} values")
     rng = np.random.default_rng(0)
-    draws = [
-        statistic(values[rng.integers(len(values), size=len(values))])
-        for _ in range(_RESAMPLES)
-    ]
+    draws = []
+    for _ in range(_RESAMPLES):
+        drawn = rng.integers(len(groups), size=len(groups))
+        draws.append(statistic(values[np.concatenate([groups[i] for i in drawn])]))
     low, high = np.quantile(draws, (0.025, 0.975))
-    return {
+    score: Score = {
         "value": round(float(statistic(values)), 5),
         "low": round(float(low), 5),
         "high": round(float(high), 5),
         "n": int(n),
     }
+    return score if clusters is None else score | {"clusters": len(groups)}
 
 
 def run_protocol(
@@ -94,7 +117,7 @@ def run_protocol(
     """Measures a checkpoint by a protocol; returns and writes the result.
 
     Nothing is written before all tasks are done. Raises ValueError for a task that the
-    world does not have or a split with too few documents.
+    world does not have or a split with hardly any documents.
     """
     start = time.monotonic()
     unknown = set(protocol.tasks) - set(evaluators)
@@ -104,10 +127,11 @@ def run_protocol(
             f"only {', '.join(evaluators)}"
         )
     documents = read_documents(workdir / "documents", protocol.split)
-    if len(documents) < protocol.documents:
+    if len(documents) < min(protocol.documents, ENOUGH):
         raise ValueError(
-            f"protocol {protocol.name} needs {protocol.documents} {protocol.split} "
-            f"documents, but {workdir / 'documents'} has {len(documents)}"
+            f"{workdir / 'documents'} has {len(documents)} documents of split "
+            f"{protocol.split!r}, and fewer than {ENOUGH} score nothing: prepare more "
+            f"(a folder's {protocol.split}_percent says how many are set aside)"
         )
     model = CM3Leon.load(workdir, checkpoint)
     chosen = documents[: protocol.documents]
@@ -117,39 +141,48 @@ def run_protocol(
     folder, _, step = checkpoint.partition("@")
     result = {
         "protocol": protocol.name,
-        "protocol_hash": configs.config_hash(dataclasses.asdict(protocol)),
+        "protocol_hash": _protocol_hash(protocol),
         "config": model.system.name,
         "config_hash": configs.config_hash(configs.read(workdir)),
         "checkpoint": checkpoint,
         "step": int(step) if step else latest_step(workdir / folder),
+        "inputs_hash": stage_hash(workdir / folder),
+        "documents": len(chosen),
         "seed": protocol.seed,
         "hardware": hardware(),
         "seconds": round(time.monotonic() - start, 1),
+        "measured": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         "scores": {
             f"{task}/{measure}": score
             for task, outcome in outcomes.items()
             for measure, score in outcome.scores.items()
         },
     }
-    for task, outcome in outcomes.items():
-        write_samples(workdir / "samples" / task, outcome.samples[: protocol.shown])
     path = result_file(workdir, protocol, checkpoint)
+    samples = workdir / "samples" / path.stem
+    shutil.rmtree(samples, ignore_errors=True)
+    for task, outcome in outcomes.items():
+        write_samples(samples / task, outcome.samples[: protocol.shown])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1))
     return result
 
 
 def result_file(workdir: Path, protocol: Protocol, checkpoint: str) -> Path:
-    """Where the result of a protocol lies."""
-    name = f"{protocol.name.replace(':', '-')}.{checkpoint.replace('/', '-')}.json"
-    return workdir / "eval" / name
+    """Where the result of a protocol lies; its samples lie under the same name."""
+    digits = _protocol_hash(protocol)[:6]
+    name = f"{protocol.name}-{digits}.{checkpoint}.json"
+    return workdir / "eval" / re.sub(r"[^\w.@-]", "-", name)
+
+
+def _protocol_hash(protocol: Protocol) -> str:
+    return configs.config_hash(dataclasses.asdict(protocol))
 
 
 def write_samples(directory: Path, samples: Sequence[Sample]) -> None:
-    """PNG files and `index.jsonl`, in place of what was there."""
+    """PNG files and `index.jsonl` in a new folder; none where there is no sample."""
     if not samples:
         return
-    shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     lines = []
     for i, sample in enumerate(samples):

@@ -1,10 +1,11 @@
 """`report.html`: everything a work directory can show, in one file without network.
 
-Read are `config.json`, each stage's `DONE.json`, the two `metrics.jsonl`, the result
-files `eval/*.json` and the pictures that `samples/GROUP/index.jsonl` lists, one JSON
-object a line: `{"prompt" (or "caption", "question", …): text, "pictures": {label:
-file}, "ok": true | false | null, "note": text}`. Stages that were not run are left
-out, and so are unreadable pieces: a report of half a run is worth having.
+Read are `config.json`, every folder's `DONE.json` and `metrics.jsonl`, the result files
+`eval/NAME.json` and the pictures that `samples/NAME/TASK/index.jsonl` lists (or, of no
+result, `samples/GROUP/index.jsonl`), one JSON object a line: `{"prompt" (or "caption",
+"question", …): text, "pictures": {label: file}, "ok": true | false | null, "note":
+text}`. Stages that were not run are left out, and so are unreadable pieces: a report of
+half a run is worth having.
 """
 
 import time
@@ -25,26 +26,22 @@ from cm3leon_jax.evaluation.page import (
     read_lines,
     read_object,
     show,
+    stage_hash,
     table,
     title,
 )
 
 # In the order of running; folders without DONE.json are shown as unfinished.
-STAGES = (
-    *("documents", "text_tokenizer", "image_tokenizer", "dual_encoder", "tokens"),
-    *("bank", "pretrain", "sft"),
-)
-TRAININGS = {
-    "pretrain": "Pretraining",
-    "sft": "Instruction tuning",
-    "image_tokenizer": "Image tokenizer",
-    "dual_encoder": "Dual encoder",
-}
+STAGES = ("documents", "text_tokenizer", "image_tokenizer", "tokens", "pretrain")
+TRAININGS = {"pretrain": "Pretraining", "image_tokenizer": "Image tokenizer"}
+# In one chart, when a training has them: overall, and by kind of token.
+LOSSES = ("loss", "loss/text", "loss/image")
 # Groups of samples in the order of reading, each with what its pictures are.
 GROUPS = {
     "reconstruction": "Held-out pictures through the image tokenizer and back: nothing "
     "that the decoder writes can be sharper than this.",
     "text_to_image": "Pictures drawn for held-out prompts.",
+    "unseen_pairs": "Colours of shapes that training has never shown together.",
     "caption": "Held-out pictures and what the model says they show.",
     "infill": "The hidden region was blanked before the picture was encoded, so the "
     "model has not seen what it replaces.",
@@ -62,16 +59,11 @@ def write(workdir: str | Path) -> Path:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such work directory to report on")
     config = read_object(root / "config.json")
-    results = []
-    for path in sorted((root / "eval").glob("*.json")):
-        result = read_object(path)
-        if isinstance(scores := result.get("scores"), dict):
-            scores = {k: v for k, v in scores.items() if isinstance(v, dict)}
-            results.append((path.stem, result | {"scores": scores}))
+    results = _results(root)
     done = {p.parent.name: read_object(p) for p in sorted(root.glob("*/DONE.json"))}
     sections = [
-        ("samples", "Samples", _samples(root / "samples")),
-        ("scores", "Scores", "".join(_scores(*result) for result in results)),
+        ("results", "Results", _shown(root / "samples", results)),
+        ("samples", "Other samples", _samples(root / "samples")),
         ("curves", "Training curves", _curves(root)),
         ("stages", "How it was made", _stages(root, done)),
         ("config", "Configuration", _config(config)),
@@ -101,6 +93,35 @@ def write(workdir: str | Path) -> Path:
     return partial.replace(path)
 
 
+def _results(root: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(name, result) of every result file, newest first; `stale` says why if it is."""
+    found = []
+    for path in (root / "eval").glob("*.json"):
+        result = read_object(path)
+        if not isinstance(scores := result.get("scores"), dict):
+            continue
+        result["scores"] = {k: v for k, v in scores.items() if isinstance(v, dict)}
+        result["stale"] = _stale(root, result)
+        found.append((path.stem, result))
+    found.sort(key=lambda item: (str(item[1].get("measured", "")), item[0]))
+    return found[::-1]
+
+
+def _stale(root: Path, result: Mapping[str, Any]) -> str:
+    """Why a result does not speak of what lies in the work directory now, or ``."""
+    checkpoint = result.get("checkpoint")
+    if not isinstance(checkpoint, str):
+        return ""
+    folder, _, step = checkpoint.partition("@")
+    now, then = stage_hash(root / folder), result.get("inputs_hash")
+    if then is not None and now != then:
+        return f"{folder} was made anew since"
+    steps = read_object(root / folder / "DONE.json").get("steps")
+    if not step and steps is not None and result.get("step", steps) != steps:
+        return f"{folder} has been trained to step {steps} since"
+    return ""
+
+
 def _facts(
     config: Mapping[str, Any],
     results: Sequence[tuple[str, Mapping[str, Any]]],
@@ -127,22 +148,39 @@ def _score(value: float) -> str:
 
 
 def _tiles(results: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """The first score of every task, large. Of several result files the last counts."""
+    """The first score of every task, large, of the newest result that is not stale."""
     first: dict[str, tuple[str, Mapping[str, Any], str]] = {}
     for _, result in results:
-        tasks = set()
-        for key, score in result["scores"].items():
-            task = key.split("/")[0]
-            if task not in tasks and is_number(score.get("value")):
-                tasks.add(task)
-                first[task] = (key, score, str(result.get("checkpoint", "")))
+        for key, score in () if result["stale"] else result["scores"].items():
+            if is_number(score.get("value")):
+                checkpoint = str(result.get("checkpoint", ""))
+                first.setdefault(key.split("/")[0], (key, score, checkpoint))
     tiles = "".join(
-        f'<a class=tile href="#scores"><b>{_score(score["value"])}</b>'
+        f'<a class=tile href="#results"><b>{_score(score["value"])}</b>'
         f"<span>{title(task)}</span><small>{escape(key.partition('/')[2])}"
         f"{f' · {escape(checkpoint)}' if checkpoint else ''}</small></a>"
-        for task, (key, score, checkpoint) in first.items()
+        for task in dict.fromkeys([*filter(first.__contains__, GROUPS), *first])
+        for key, score, checkpoint in [first[task]]
     )
     return f"<div class=tiles>{tiles}</div>" if tiles else ""
+
+
+def _shown(samples: Path, results: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Every result with its own samples; open are those that count."""
+    parts, seen = [], set()
+    for name, result in results:
+        protocol = result.get("protocol", name)
+        counts = not result["stale"] and protocol not in seen
+        seen |= {protocol} if counts else set()
+        of = f" of {show(result['checkpoint'])}" if "checkpoint" in result else ""
+        stale = result["stale"]
+        badge = f" <span class=stale>stale: {escape(stale)}</span>" if stale else ""
+        parts.append(
+            f"<details class=result{' open' * counts}><summary><b>{show(protocol)}</b>"
+            f"{of}{badge}</summary>{_scores(name, result)}{_samples(samples / name)}"
+            "</details>"
+        )
+    return "".join(parts)
 
 
 def _scores(name: str, result: Mapping[str, Any]) -> str:
@@ -161,42 +199,47 @@ def _scores(name: str, result: Mapping[str, Any]) -> str:
                     f'<div class=bar><i style="width:{value:.2%}"></i>'
                     f'<b style="left:{low:.2%};width:{high - low:.2%}"></b></div>'
                 )
-        n = score.get("n")
-        rows.append((escape(key), _score(value), bar, interval, show(n) if n else ""))
-    keys = ("protocol", "checkpoint", "step", "seed", "config_hash", "protocol_hash")
+        n, clusters = score.get("n"), score.get("clusters")
+        count = show(n) if n else ""
+        if clusters:
+            count += f" <em>in {show(clusters)} distinct</em>"
+        rows.append((escape(key), _score(value), bar, interval, count))
+    keys = ("step", "documents", "seed", "config_hash", "protocol_hash", "measured")
     parts = [f"{k.replace('_', ' ')} {show(result[k])}" for k in keys if k in result]
     parts += [duration(result["seconds"])] if "seconds" in result else []
     head = ("measure", "value", "0 … 1", "95 % interval", "n")
-    return (
-        f"<h3>{escape(name)}</h3><p class=note>{' · '.join(parts)}</p>"
-        f"{table(rows, head)}"
-    )
+    return f"<p class=note>{escape(name)} · {' · '.join(parts)}</p>{table(rows, head)}"
 
 
 def _curves(root: Path) -> str:
+    found = {p.parent.name: p for p in sorted(root.glob("*/metrics.jsonl"))}
+    known = [stage for stage in TRAININGS if stage in found]
     return "".join(
-        _training(title, rows)
-        for stage, title in TRAININGS.items()
-        if (rows := read_lines(root / stage / "metrics.jsonl"))
+        _training(TRAININGS.get(stage, stage.replace("_", " ").capitalize()), rows)
+        for stage in dict.fromkeys([*known, *found])
+        if (rows := read_lines(found[stage]))
     )
 
 
 def _training(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The losses in one large chart, every other scalar in a small one.
 
-    Keys that differ only in a leading `validation` share a chart.
+    Keys that differ only in a leading `validation/` share a chart. Perplexities beside
+    losses of text are left out: they say the same.
     """
     panels: dict[str, list[Series]] = {}
-    for key in dict.fromkeys(key for row in rows for key in row if key != "step"):
+    keys = dict.fromkeys(key for row in rows for key in row if key != "step")
+    for key in keys:
         points = [
             (float(row["step"]), float(row[key]))
             for row in rows
             if is_number(row.get("step")) and is_number(row.get(key))
         ]
-        base = key.removeprefix("validation").lstrip("/_") or key
-        if points:
+        base = key.removeprefix("validation/")
+        repeated = base.startswith("perplexity") and "loss/text" in keys
+        if points and not repeated:
             panels.setdefault(base, []).append(Series(key, points, base != key))
-    large = [k for k in ("loss", "loss_text", "loss_image") if k in panels]
+    large = [k for k in LOSSES if k in panels]
     large = large or [k for k in panels if "loss" in k]
     main = [
         replace(series, colour=colour)

@@ -1,0 +1,164 @@
+"""Protocols: honest intervals, results that nothing overwrites, enough documents."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from cm3leon_jax import config
+from cm3leon_jax.data import shapes as world
+from cm3leon_jax.data import sources
+from cm3leon_jax.evaluation import pairs, protocol, shapes
+from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
+from cm3leon_jax.tokenizers import regions
+
+WORLD = world.ShapesConfig(image_size=32, layout=2)
+PROTOCOL = Protocol(
+    **{"name": "a:b", "world": "shapes", "split": "test", "documents": 12},
+    **{"tasks": ("draw",), "shown": 2, "seed": 0},
+)
+
+
+def test_copies_do_not_narrow_an_interval():
+    rng = np.random.default_rng(0)
+    values = rng.random(50)
+    plain = interval(values, np.mean, 50)
+    copies, names = np.repeat(values, 4), np.repeat(np.arange(50), 4).tolist()
+    grouped = interval(copies, np.mean, 200, names)
+    naive = interval(copies, np.mean, 200)
+    assert grouped == plain | {"n": 200, "clusters": 50}
+    width = plain["high"] - plain["low"]
+    assert naive["high"] - naive["low"] < 0.6 * width
+    assert interval(values, np.mean, 50, range(50)) == plain | {"clusters": 50}
+
+
+@pytest.mark.parametrize("layout, size, grid", [(2, 32, 8), (3, 64, 16), (3, 48, 6)])
+def test_boxes_cut_through_cells_and_hide_a_known_share(layout, size, grid):
+    config = world.ShapesConfig(image_size=size, layout=layout)
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(200):
+        mask = shapes.offgrid_box(rng, config, (grid, grid))
+        hidden = regions.cells(mask, (grid, grid))
+        rows, columns = (np.flatnonzero(hidden.any(axis)) for axis in (1, 0))
+        assert hidden.sum() == len(rows) * len(columns)  # one box
+        assert 0.2 <= hidden.mean() <= 0.6
+        edges = [rows[0], rows[-1] + 1, columns[0], columns[-1] + 1]
+        assert any(edge * layout % grid for edge in edges if 0 < edge < grid)
+        seen.add(tuple(edges))
+    assert len(seen) > 20
+
+
+def test_a_grid_as_coarse_as_the_layout_has_no_such_box():
+    with pytest.raises(ValueError, match="code cells"):
+        shapes.offgrid_box(np.random.default_rng(0), WORLD, (2, 2))
+
+
+class Perfect:
+    """A model that knows the answer: infilling gives the truth back."""
+
+    system = SimpleNamespace(
+        source=WORLD, name="perfect", decoder_config=SimpleNamespace(length=128)
+    )
+    codec = SimpleNamespace(
+        image=SimpleNamespace(grid=(8, 8)),
+        image_tokens=64,
+        pieces=lambda text, _: [0] * (20 if " and " not in text else 60),
+    )
+
+    def __init__(self):
+        self.drawn = []
+
+    def reconstruct(self, images):
+        return images
+
+    def infill(self, images, masks, prompts, *, seed):
+        return images
+
+    def text_to_image(self, prompts, *, seed):
+        self.drawn.append(len(prompts))
+        return [Pillow.new("RGB", (32, 32))] * len(prompts)
+
+
+def test_infilling_counts_cell_and_box():
+    documents = [world.document(WORLD, "test", seed) for seed in range(30)]
+    found = shapes.infill(Perfect(), documents, 0).scores
+    assert all(score["value"] == 1 for score in found.values())
+    assert found["objects"]["n"] == 30  # one object a scene
+    # Long captions leave no room for a box's rows.
+    fitting = [d for d in documents if " and " not in d.segments[0].text]
+    assert 0 < found["objects_offgrid"]["clusters"] <= len(fitting) < 30
+
+
+def test_unseen_pairs_are_asked_for_and_counted_alone():
+    documents = [world.document(WORLD, "test", seed) for seed in range(8)]
+    outcome = shapes.unseen_pairs(Perfect(), documents, 0)
+    assert 8 <= outcome.scores["unseen"]["n"] <= outcome.scores["objects"]["n"]
+    assert outcome.scores["unseen"]["value"] == 0  # black pictures
+    for sample in outcome.samples:
+        named = [f"{colour} {shape}" for colour, shape in world.HELD_OUT]
+        assert any(pair in sample.text for pair in named)
+
+
+def test_pictures_that_nobody_scores_are_drawn_to_be_shown_only():
+    documents = [world.document(WORLD, "test", seed) for seed in range(40)]
+    model = Perfect()
+    assert len(pairs.text_to_image(model, documents, 0).samples) == pairs.SHOWN
+    assert model.drawn == [pairs.SHOWN]
+
+
+@pytest.fixture
+def workdir(tmp_path, monkeypatch):
+    """A work directory with 11 test documents, whose model is never looked at."""
+    config.write(tmp_path, {"name": "x"})
+    limits = {"test": 11, "validation": 3}
+    sources.prepare(WORLD, world.documents, tmp_path / "documents", limits)
+    (tmp_path / "pretrain").mkdir()
+    done = {"steps": 5, "inputs_hash": "0123456789ab"}
+    (tmp_path / "pretrain" / "DONE.json").write_text(json.dumps(done))
+    model = SimpleNamespace(system=SimpleNamespace(name="x"))
+    monkeypatch.setattr(protocol.CM3Leon, "load", lambda *_: model)
+    monkeypatch.setattr(protocol, "latest_step", lambda _: 5)
+    return tmp_path
+
+
+def draw(_, documents, seed):
+    samples = [Sample(text="x", pictures={"a": Pillow.new("RGB", (4, 4))})] * 3
+    return Outcome({"count": interval(np.ones(len(documents)), np.sum, 1)}, samples)
+
+
+def run(workdir, settings, checkpoint="pretrain"):
+    result = protocol.run_protocol(workdir, checkpoint, settings, {"draw": draw})
+    return result, protocol.result_file(workdir, settings, checkpoint)
+
+
+def test_results_and_samples_are_kept_apart(workdir):
+    changed = dataclasses.replace(PROTOCOL, seed=1)
+    files = set()
+    for settings, checkpoint in (
+        (PROTOCOL, "pretrain"),
+        (PROTOCOL, "pretrain@3"),
+        (changed, "pretrain"),
+        (PROTOCOL, "pretrain"),
+    ):
+        result, path = run(workdir, settings, checkpoint)
+        assert json.loads(path.read_text()) == result
+        assert result["inputs_hash"] == "0123456789ab"
+        samples = workdir / "samples" / path.stem / "draw" / "index.jsonl"
+        assert len(samples.read_text().splitlines()) == 2
+        files.add(path.name)
+    assert len(files) == 3 == len(list((workdir / "samples").iterdir()))
+    assert all(name.startswith("a-b-") for name in files)
+
+
+def test_a_small_split_is_used_whole_and_a_tiny_one_refused(workdir):
+    result, _ = run(workdir, PROTOCOL)
+    assert result["documents"] == 11
+    assert result["scores"]["draw/count"]["value"] == 11
+    with pytest.raises(ValueError, match="3 documents of split 'validation'"):
+        run(workdir, dataclasses.replace(PROTOCOL, split="validation"))
+    with pytest.raises(ValueError, match="documents=0"):
+        dataclasses.replace(PROTOCOL, documents=0)
