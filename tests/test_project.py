@@ -17,6 +17,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 PYTHONS = ("3.11", "3.12")
+# What is run on other Pythons than ours: one file of every part, not all minutes.
+SMOKE = [
+    f"tests/test_{part}.py"
+    for part in ("decoder", "sampling", "step", "checkpoint", "sources", "api")
+]
+# The quick system must reach these on unseen objects.
+REQUIRED = {
+    "reconstruction/objects": 0.97,
+    "text_to_image/objects": 0.80,
+    "caption/objects": 0.85,
+    "infill/objects": 0.75,
+}
 
 
 def normal(requirement: str) -> str:
@@ -238,7 +250,7 @@ def test_wheel_holds_the_package_and_its_data_only(wheel):
 @pytest.mark.slow
 @pytest.mark.parametrize("minor", PYTHONS)
 def test_wheel_works_in_an_empty_environment(wheel, minor, tmp_path):
-    """Every module imports; on the other Pythons than ours the fast tests pass too."""
+    """Every module imports; on the other Pythons than ours the main tests pass too."""
     succeed(interpreter(minor), "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
     python = str(tmp_path / "venv" / "bin" / "python")
     pip = (python, "-m", "pip", "install", "--quiet")
@@ -255,13 +267,11 @@ def test_wheel_works_in_an_empty_environment(wheel, minor, tmp_path):
         return
     tree = copy_of_the_tree(tmp_path / "tree")
     shutil.rmtree(tree / "cm3leon_jax")  # so that the installed one is tested
-    for needs_a_checkout in ("test_layering.py", "test_project.py"):
-        (tree / "tests" / needs_a_checkout).unlink()
     tools = [r for r in PROJECT["optional-dependencies"]["dev"] if "pyright" not in r]
     tools = [r for r in tools if not r.startswith(("cm3leon", "pre-commit", "ruff"))]
     succeed(*pip, *tools, cwd=tmp_path, seconds=600)
     pytest_ = (python, "-m", "pytest", "-q", "-m", "not slow")
-    succeed(*pytest_, cwd=tree, seconds=1500)
+    succeed(*pytest_, *SMOKE, cwd=tree, seconds=900)
 
 
 @pytest.mark.slow
@@ -270,7 +280,10 @@ def test_quickstart_on_a_fresh_checkout(tmp_path):
     tree = copy_of_the_tree(tmp_path / "tree")
     out = succeed("bash", "launch/quickstart.sh", cwd=tree, seconds=2400)
     last = json.loads(out.strip().splitlines()[-1])
+    assert set(last) == {"report", "scores_file", "scores"}
     report = (tree / last["report"]).read_text("utf-8")
     assert "<section" in report
     scores = json.loads((tree / last["scores_file"]).read_text("utf-8"))["scores"]
-    assert scores and all(score["n"] >= 300 for score in scores.values())
+    assert last["scores"] == {key: score["value"] for key, score in scores.items()}
+    for key, least in REQUIRED.items():
+        assert scores[key]["value"] >= least and scores[key]["n"] >= 300, scores[key]
