@@ -1,9 +1,7 @@
 """The command line: one clear line for a mistake, one JSON object for a result."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,6 @@ import tiny_system
 from PIL import Image as Pillow
 
 from cm3leon_jax import config, stages
-from cm3leon_jax.workdir import results
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 QUICK = "configs/shapes.py:quick"
@@ -116,50 +113,6 @@ def test_data_workers_do_not_run_the_script_again(workdir, tmp_path):
     done = launch("pretrain.py", "--workdir", tmp_path / "w")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["pretrain"]["steps"] == 4
-
-
-@pytest.mark.slow
-def test_two_processes_make_a_system_together(tmp_path):
-    """Each has one device; both train, the first alone does the rest."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    config.write(tmp_path / "two", tiny_system.tiny_config())
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from cm3leon_jax import config, stages\n"
-        "from cm3leon_jax.parallel import distributed\n"
-        "distributed.initialize()\n"
-        "folder = Path(sys.argv[1]); stages.run(config.read(folder), folder)\n"
-    )
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path / "two")],
-            cwd=LAUNCH.parent,
-            env=os.environ
-            | {
-                "PYTHONPATH": str(LAUNCH.parent),
-                "JAX_PLATFORMS": "cpu",
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(index),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        for member in members:
-            _, err = member.communicate(timeout=600)
-            assert member.returncode == 0, err
-    finally:
-        for member in members:
-            member.kill()
-            member.wait()
-    for folder in ("documents", "text_tokenizer", "image_tokenizer", "tokens"):
-        assert (tmp_path / "two" / folder / "DONE.json").is_file()
-    assert results(tmp_path / "two" / "pretrain")["steps"] == 4
 
 
 def test_results_are_one_line_of_json(workdir, tmp_path):
