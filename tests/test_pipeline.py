@@ -203,6 +203,17 @@ def test_workers_and_processes_change_no_byte(cache, workers, processes):
     _assert_same(_take(rows, 5, 1, 0, 1), _take(rows, 5, processes, workers, 1))
 
 
+def test_a_stream_of_so_many_steps_ends_by_itself(cache):
+    rows = _rows(cache, "first_fit")
+    stream = batches(
+        rows,
+        **{"batch_size": 2, "process_index": 0, "process_count": 1},
+        **{"workers": 0, "start_step": 3, "steps": 2},
+    )
+    numbers = [batch["row"].tolist() for batch in stream]
+    assert numbers == [[6, 7], [8, 9]]
+
+
 def test_batches_must_divide_among_processes(cache):
     with pytest.raises(ValueError, match="batch_size=6"):
         batches(
