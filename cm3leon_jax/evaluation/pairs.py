@@ -104,7 +104,7 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
         height, width = rng.integers(size // 2, 3 * size // 4, 2)
         y, x = rng.integers(size - height), rng.integers(size - width)
         mask[y : y + height, x : x + width] = True
-    painted = model.infill(list(originals), list(masks), texts, seed=seed)
+    painted: Any = model.infill(list(originals), list(masks), texts, seed=seed)
     made = np.stack([np.asarray(picture) for picture in painted])
     values = [
         psnr(a[m].reshape(1, 1, -1, 3), b[m].reshape(1, 1, -1, 3))[0]

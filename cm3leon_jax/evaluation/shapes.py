@@ -118,7 +118,7 @@ def offgrid_box(
         hidden = regions.cells(mask, grid)
         sides = [
             edge * world.layout % len(line)
-            for line in (hidden.any(1), hidden.any(0))
+            for line in map(np.asarray, (hidden.any(1), hidden.any(0)))
             for edge in np.flatnonzero(np.diff(line)) + 1
         ]
         if any(sides) and 0.2 <= hidden.mean() <= 0.6:
@@ -136,7 +136,7 @@ def _fill(
     """(wanted, found) objects in `cells` of the layout, (kept, found) of the others,
     and samples, of pictures with `masks` painted anew."""
     originals, prompts = _pictures(documents), _captions(documents)
-    painted = model.infill(originals, masks, prompts, seed=seed)
+    painted: Any = model.infill(originals, masks, prompts, seed=seed)
     before = _parsed(model, model.reconstruct(originals))
     inside, outside, samples = [], [], []
     for prompt, a, b, mask, mine, wanted, kept, found in zip(
