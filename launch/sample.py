@@ -48,6 +48,7 @@ def main() -> dict:
     from cm3leon_jax.data.documents import Document, Text
     from cm3leon_jax.parallel import distributed
 
+    _check_flags()
     distributed.initialize()
     model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value)
     prompts = _prompts()
@@ -56,7 +57,7 @@ def main() -> dict:
         sampler = _sampler(model.system.sampling.text_to_image)
         return _save(model.text_to_image(prompts, sampler=sampler, seed=SEED.value))
     if TASK.value == "infill" and DOCUMENT.value:
-        sampler = _sampler(model.system.sampling.infill)
+        sampler = _sampler(model.system.sampling.infill, guided=False)
         documents = [Document((Text(text),)) for text in DOCUMENT.value]
         filled = model.infill(documents, sampler=sampler, seed=SEED.value)
         return {"texts": [document.segments[0].text for document in filled]}
@@ -66,7 +67,7 @@ def main() -> dict:
         return {"texts": model.caption(images, sampler=sampler, seed=SEED.value)}
     if TASK.value == "reconstruct":
         return _save(model.reconstruct(images))
-    sampler = _sampler(model.system.sampling.infill)
+    sampler = _sampler(model.system.sampling.infill, guided=bool(prompts))
     return _save(
         model.infill(
             images, _masks(images), prompts or None, sampler=sampler, seed=SEED.value
@@ -87,20 +88,38 @@ def _need(values: list, flag: str) -> list:
     return values
 
 
-def _sampler(default):
+def _check_flags() -> None:
+    """What can be said before a model is loaded."""
+    writes_pictures = TASK.value in ("text_to_image", "reconstruct") or (
+        TASK.value == "infill" and not DOCUMENT.value
+    )
+    if writes_pictures and not OUT.value:
+        raise ValueError("say where the pictures go: --out FILE.png or --out FOLDER")
+    if TASK.value == "text_to_image":
+        _need(PROMPT.value or PROMPTS.value, "--prompt or --prompts")
+    elif not DOCUMENT.value:
+        _need(IMAGE.value, "--image")
+
+
+def _sampler(default, *, guided: bool = True):
+    """The task's own sampler (None) unless a flag changes it."""
     given = {k: f.value for k, f in OVERRIDES.items() if f.value is not None}
+    if not given:
+        return None
+    if not guided:
+        given = {"guidance": 1.0, **given}
     return dataclasses.replace(default, **given)
 
 
 def _open(path: str):
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
-        picture = Image.open(path)
-        picture.load()
-    except (UnidentifiedImageError, SyntaxError) as error:
+        return ImageOps.exif_transpose(Image.open(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
-    return picture
 
 
 def _masks(images: list) -> list:
@@ -110,7 +129,10 @@ def _masks(images: list) -> list:
     if MASK.value:
         return [np.asarray(_open(path).convert("L")) > 0 for path in MASK.value]
     masks = []
-    for box, image in zip(_need(BOX.value, "--mask or --box"), images, strict=False):
+    boxes = _need(BOX.value, "--mask or --box")
+    if len(boxes) != len(images):
+        raise ValueError(f"{len(images)} pictures need as many boxes, not {len(boxes)}")
+    for box, image in zip(boxes, images, strict=True):
         try:
             x0, y0, x1, y1 = (int(corner) for corner in box.split(","))
         except ValueError:
@@ -126,8 +148,6 @@ def _masks(images: list) -> list:
 
 
 def _save(pictures: list) -> dict:
-    if not OUT.value:
-        raise ValueError("say where the pictures go: --out FILE.png or --out FOLDER")
     out = Path(OUT.value)
     if len(pictures) == 1 and out.suffix:
         paths = [out]

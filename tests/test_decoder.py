@@ -24,6 +24,7 @@ CHAMELEON = dataclasses.replace(
     TINY, norm="rms", activation="swiglu", positions="rope", qk_norm=True
 )
 SETTINGS = {
+    "both positions": replace(TINY, positions="both"),
     "paper": TINY,
     "tied": dataclasses.replace(TINY, tie_embeddings=True),
     "chameleon": CHAMELEON,
@@ -187,7 +188,7 @@ def reference(model, tokens_L):
         return np.concatenate([pairs.real, pairs.imag])
 
     x = w.embed[...][tokens_L]
-    if c.positions == "learned":
+    if c.positions != "rope":
         x = x + w.position[:L]
     for i in range(c.layers):
         b = jax.tree.map(lambda p, i=i: p[i], w.blocks)
@@ -201,7 +202,7 @@ def reference(model, tokens_L):
             if c.qk_norm:
                 q = normalise(q, eps) * b.q_scale[h] + b.q_bias[h]
                 k = normalise(k, eps) * b.k_scale[h] + b.k_bias[h]
-            if c.positions == "rope":
+            if c.positions != "learned":
                 q = np.stack([turn(q[t], t) for t in range(L)])
                 k = np.stack([turn(k[t], t) for t in range(L)])
             for t in range(L):

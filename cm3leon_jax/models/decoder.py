@@ -35,7 +35,7 @@ from cm3leon_jax.models.layers import (
 Dtype = Literal["float32", "bfloat16"]
 Norm = Literal["layer", "rms"]
 Activation = Literal["relu", "swiglu"]
-Positions = Literal["learned", "rope"]
+Positions = Literal["learned", "rope", "both"]
 Remat = Literal["none", "dots", "full"]
 
 
@@ -46,7 +46,8 @@ class DecoderConfig:
     `mlp` is the inner width of the feed-forward, `length` the longest row (and the
     size of the table of learned positions). `dtype` is the compute dtype; parameters
     are always float32. `init_std` is that of every weight that does not start at zero;
-    learned positions have 1/30 of it. `norm="layer"` has no parameters, `"rms"` a
+    learned positions have 1/30 of it. `positions` "both" adds learned positions and
+    turns queries and keys too. `norm="layer"` has no parameters, `"rms"` a
     scale. `post_norm` normalises each branch's output instead of its input. `qk_norm`
     is a LayerNorm with scale and bias per head. `remat` trades memory for recomputation
     in the backward pass: "dots" keeps the weight products, "full" only the blocks'
@@ -91,10 +92,10 @@ class DecoderConfig:
                 f"decoder.heads={self.heads} does not divide decoder.width="
                 f"{self.width}: choose a divisor of the width"
             )
-        if self.positions == "rope" and (self.width // self.heads) % 2:
+        if self.positions != "learned" and (self.width // self.heads) % 2:
             raise ValueError(
-                f"decoder.positions='rope' turns pairs of channels, but decoder.width/"
-                f"decoder.heads={self.width // self.heads} is odd"
+                f"decoder.positions={self.positions!r} turns pairs of channels, but "
+                f"decoder.width/decoder.heads={self.width // self.heads} is odd"
             )
         for name in ("norm_eps", "init_std"):
             if not getattr(self, name) > 0:
@@ -171,7 +172,7 @@ class Block(nnx.Module):
             eps = self.config.norm_eps
             q_BLHK = layer_norm(q_BLHK, eps, self.q_scale[...], self.q_bias[...])
             k_BLHK = layer_norm(k_BLHK, eps, self.k_scale[...], self.k_bias[...])
-        if self.config.positions == "rope":
+        if self.config.positions != "learned":
             q_BLHK, k_BLHK = rotate(q_BLHK, positions_BL), rotate(k_BLHK, positions_BL)
         axes = ("batch", "length", "heads", "head")
         q_BLHK, k_BLHK, v_BLHK = (shard(a, axes) for a in (q_BLHK, k_BLHK, v_BLHK))
@@ -197,7 +198,7 @@ class Decoder(nnx.Module):
         V, D = config.vocab, config.width
         with nnx.use_eager_sharding(False):  # names only; no mesh is needed to build
             self.embed = normal(rngs, (V, D), ("vocab", "embed"), config.init_std)
-            if config.positions == "learned":
+            if config.positions != "rope":
                 self.position = normal(
                     rngs,
                     (config.length, D),
@@ -275,7 +276,7 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """What the first block reads: token plus position, summed in float32."""
         x_BLD = jnp.take(self.embed[...], tokens_BL, axis=0)
-        if self.config.positions == "learned":
+        if self.config.positions != "rope":
             x_BLD = x_BLD + jnp.take(self.position[...], positions_BL, axis=0)
         return shard(x_BLD.astype(self.config.dtype), ("batch", "length", None))
 
