@@ -24,7 +24,7 @@ CHAMELEON = dataclasses.replace(
     TINY, norm="rms", activation="swiglu", positions="rope", qk_norm=True
 )
 SETTINGS = {
-    "both positions": replace(TINY, positions="both"),
+    "both_positions": dataclasses.replace(TINY, positions="both"),
     "paper": TINY,
     "tied": dataclasses.replace(TINY, tie_embeddings=True),
     "chameleon": CHAMELEON,
