@@ -58,7 +58,9 @@ class Codec:
             segment.array
             for document in documents
             for segment in document.segments
-            if isinstance(segment, Image) and segment.codes is None
+            if isinstance(segment, Image)
+            and segment.codes is None
+            and segment.array is not None
         ]
         codes = iter(self.image.encode(self.arrays(fresh)) if fresh else ())
         return [self._parts(d, i, codes) for i, d in enumerate(documents)]
@@ -137,7 +139,8 @@ class Codec:
             ]
             for tokens in written
         ]
-        codes = [s.codes for row in new for s in row if isinstance(s, Image)]
+        images = [s for row in new for s in row if isinstance(s, Image)]
+        codes = [image.codes for image in images if image.codes is not None]
         pixels = iter(self.image.decode(np.stack(codes)) if codes else ())
         return [
             dataclasses.replace(
@@ -220,10 +223,10 @@ def _appended(
     """Segments and those written after them, of which the first goes on in the last."""
     segments = list(given)
     for n, segment in enumerate(new):
-        if n == 0 and segment is not None and given:
-            last = segments.pop()  # text, or the model could not have gone on in it
-            if isinstance(segment, Text):
-                segment = Text(joined(last.text, segment.text, ""))
+        last = segments[-1] if n == 0 and segments else None
+        if isinstance(segment, Text) and isinstance(last, Text):
+            segments.pop()
+            segment = Text(joined(last.text, segment.text, ""))
         if isinstance(segment, Image):
             segment = Image(array=next(pixels), codes=segment.codes)
         if segment is not None:
