@@ -224,9 +224,10 @@ def _appended(
     segments = list(given)
     for n, segment in enumerate(new):
         last = segments[-1] if n == 0 and segments else None
-        if isinstance(segment, Text) and isinstance(last, Text):
-            segments.pop()
-            segment = Text(joined(last.text, segment.text, ""))
+        if segment is not None and isinstance(last, Text):
+            segments.pop()  # a picture can only follow at once on an empty text
+            if isinstance(segment, Text):
+                segment = Text(joined(last.text, segment.text, ""))
         if isinstance(segment, Image):
             segment = Image(array=next(pixels), codes=segment.codes)
         if segment is not None:
