@@ -376,7 +376,7 @@ def test_a_protocol_of_another_world_is_refused(workdir):
             Protocol(name="x", world="coco", tasks=("caption",), **settings),
             "pretrain",
         )
-    with pytest.raises(ValueError, match="no task 'draw'"):
+    with pytest.raises(ValueError, match="no 'draw' in world 'shapes'"):
         stages.evaluate(
             workdir,
             Protocol(name="x", world="shapes", tasks=("draw",), **settings),

@@ -16,4 +16,5 @@ def tiny_config():
     c.pretrain.update({"batch_size": 16, "log_every": 1, "checkpoint_every": 2})
     c.pretrain.update({"validate_every": 4, "validation_batches": 1})
     c.pretrain.optimizer.update({"steps": 4, "warmup": 1})
+    c.sampling.infill.guidance = 2.0
     return c.to_dict()
