@@ -7,11 +7,12 @@
 of a 2x2 layout, 4 shapes x 6 colours x 2 sizes on 2 backgrounds, and f = 8 like the
 paper's, so a picture is 4x4 codes. Its decoder adds Chameleon's rotary positions and
 QK-norm (paper section 2.7) to the learned positions: a picture starts wherever its
-caption ends, and in so short a run learned positions alone do not get to know every such
-offset. Many small updates beat few large ones here: which words tell of which codes is
-found late. Expected on 320 unseen scenes (F1 of exact objects): reconstruction 1.0,
-text to image 0.95, infilling 0.9; captions name the right objects and often swap their
-places, 0.53.
+caption ends, and in so short a run learned positions alone do not get to know every
+such offset. Many small updates beat few large ones here: which words tell of which
+codes is found late.
+
+Expected on 320 unseen scenes (F1 of exact objects): reconstruction 1.0, text to image
+0.95, infilling 0.9. Captions name the right objects and often swap their places: 0.53.
 """
 
 from ml_collections import ConfigDict
