@@ -216,8 +216,9 @@ class System:
     def complete(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         """A config with every setting that it leaves at its default written out."""
         whole = configs.complete(cls, config)
-        decoder = configs.complete(DecoderConfig, config.get("decoder") or {})
-        data = config.get("data")
+        sections = {"decoder": {}, "data": None} | dict(config)
+        decoder = configs.complete(DecoderConfig, sections["decoder"])
+        data = sections["data"]
         if isinstance(data, Mapping) and data.get("source") in SOURCES:
             kind, _ = SOURCES[data["source"]]
             settings = configs.complete(kind, data.get("settings") or {})
