@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for `configs`
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The work directory.", required=True)
+flags.register_validator(
+    "workdir",
+    lambda value: value is None or "://" not in value,
+    message="work directories are folders: mount the bucket as a folder and give that",
+)
 OVERWRITE = flags.DEFINE_bool(
     "overwrite",
     False,
