@@ -72,7 +72,11 @@ def test_mistakes_end_in_one_line_that_says_the_mend(workdir, tmp_path):
             "protocol=configs/eval/no.py",
         ),
         (("evaluate.py", "--workdir", workdir), "give a protocol"),
-        (("sample.py", "--workdir", tmp_path / "none"), "not a work directory"),
+        (
+            ("sample.py", "--workdir", tmp_path / "none", "--prompt", "x")
+            + ("--out", "x.png"),
+            "not a work directory",
+        ),
         ((*sample, "--task", "caption"), "--task caption needs --image"),
         ((*sample, "--task", "draw"), "should be one of"),
         ((*sample, "--prompt", "a red circle"), "--out FILE.png"),
