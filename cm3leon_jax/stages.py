@@ -257,6 +257,11 @@ def run(
     Nothing is written, and `config.json` stays, unless every stage that is there agrees
     with the config or is made anew. Raises FileExistsError for one that does neither.
     """
+    if "://" in str(directory):
+        raise ValueError(
+            f"--workdir {directory}: cloud folders cannot be written to directly, "
+            "mount the bucket as a folder (gcsfuse, mountpoint-s3) and give that"
+        )
     config, names = System.complete(config), list(names)
     system = System.make(config)
     stale = {}
