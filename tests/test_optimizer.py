@@ -94,6 +94,45 @@ def test_moments_are_float32():
     assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
+def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adam():
+    model = Decoder(
+        DecoderConfig(vocab=128, layers=2, width=16, heads=2, mlp=32, length=8),
+        nnx.Rngs(0),
+    )
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    grads = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), model)
+
+    def updates(kind):
+        tx = make_optimizer(
+            OptimizerConfig(
+                kind=kind, peak=1.0, warmup=0, steps=1, floor=1.0, weight_decay=0.0
+            )
+        )
+        return jax.jit(lambda: tx.update(grads, tx.init(model), model)[0])()
+
+    muon, adam = updates("muon"), updates("adamw")
+    shapes = {"w_q": (16, 16), "w_out": (16, 16), "w_up": (16, 32), "w_down": (32, 16)}
+    for name, shape in shapes.items():
+        for layer, gradient in zip(
+            getattr(muon.blocks, name)[...],
+            getattr(grads.blocks, name)[...],
+            strict=True,
+        ):
+            matrix = -np.asarray(layer).reshape(shape)
+            # Adam's size, and singular values as alike as five iterations make them.
+            values = np.linalg.svd(matrix, compute_uv=False)
+            assert values.min() > 0.5 * values.max()
+            np.testing.assert_allclose(np.sqrt((matrix**2).mean()), 0.2, rtol=0.3)
+            # The directions of the gradient are kept: U Vᵀ of U S Vᵀ.
+            u, _, vt = np.linalg.svd(np.asarray(gradient).reshape(shape), False)
+            cosine = (u @ vt * matrix).sum() / np.linalg.norm(u @ vt)
+            assert cosine / np.linalg.norm(matrix) > 0.97
+    for name in ("embed", "unembed"):  # a first step is Adam's, but for its momentum
+        ours, theirs = (np.asarray(getattr(x, name)[...]) for x in (muon, adam))
+        ratio = ours / theirs
+        np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -103,6 +142,7 @@ def test_moments_are_float32():
         {"b2": 1.0},
         {"floor": 1.5},
         {"schedule": "step"},
+        {"kind": "sgd"},
         {"clip": 0.0},
     ],
 )

@@ -1,7 +1,11 @@
 """AdamW with warm-up, decay and clipping (paper section 1.3: inferred, OPT's values).
 
-Raw gradients are clipped to a global L2 norm, Adam's moments are float32 and lie where
-the parameters lie, and decoupled weight decay touches matrices only.
+Raw gradients are clipped to a global L2 norm, moments are float32 and lie where the
+parameters lie, and decoupled weight decay touches matrices only.
+
+`muon` is not the paper's: it orthogonalises the momentum of the blocks' matrices
+(Jordan et al. 2024) and leaves embeddings, head and vectors to AdamW. Its updates are
+scaled to the size of AdamW's (Liu et al., arXiv:2502.16982), so both have one rate.
 """
 
 from __future__ import annotations
@@ -14,14 +18,18 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+_ADAM_RMS = 0.2  # of the entries of a typical Adam update, at a rate of 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """`steps` updates in all, the first `warmup` of them rising linearly to `peak`.
 
     The last update uses `floor * peak`. `clip` is the global norm of the gradient.
+    `b1`, `b2` and `eps` are AdamW's, also where `kind` is "muon".
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     peak: float
     warmup: int
     steps: int
@@ -54,10 +62,14 @@ class OptimizerConfig:
                 f"optimizer.floor={self.floor} must be in [0, 1] and "
                 f"optimizer.weight_decay={self.weight_decay} not negative"
             )
-        if self.schedule not in ("linear", "cosine"):
-            raise ValueError(
-                f"optimizer.schedule={self.schedule!r}: choose 'linear' or 'cosine'"
-            )
+        for name, choices in (
+            ("kind", ("adamw", "muon")),
+            ("schedule", ("linear", "cosine")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"optimizer.{name}={getattr(self, name)!r}: choose one of {choices}"
+                )
 
 
 def learning_rate(config: OptimizerConfig, step: jax.typing.ArrayLike) -> jax.Array:
@@ -95,16 +107,43 @@ def _decayed(params: Any) -> Any:
     return jax.tree.map(mark, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
+def _orthogonalised(params: Any) -> Any:
+    """Which axes of a block's matrix are its inputs and its outputs; None for Adam.
+
+    A block's weights map `embed` to the axes after it, or the axes before it to
+    `embed`; each layer is a matrix of its own.
+    """
+
+    def axes(node: Any) -> Any:
+        names = node.get_metadata("out_sharding", None) or ()
+        if "layers" not in names or not is_matrix(node):
+            return None
+        embed = names.index("embed")
+        rest = tuple(i for i, n in enumerate(names) if n not in ("layers", "embed"))
+        sides = ((embed,), rest) if embed < rest[0] else (rest, (embed,))
+        return optax.contrib.MuonDimensionNumbers(*sides)
+
+    def mark(node: Any) -> Any:
+        return jax.tree.map(lambda _: axes(node), node)
+
+    return jax.tree.map(mark, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The optax transformation of `config`."""
+    direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.kind == "muon":
+        direction = optax.contrib.muon(
+            -1.0,  # upwards like Adam's: the rate below turns it
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            eps=config.eps,
+            muon_weight_dimension_numbers=_orthogonalised,
+            consistent_rms=_ADAM_RMS,
+        )
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            lambda count: learning_rate(config, count),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=_decayed,
-        ),
+        direction,
+        optax.add_decayed_weights(config.weight_decay, _decayed),
+        optax.scale_by_learning_rate(lambda count: learning_rate(config, count)),
     )
