@@ -11,7 +11,7 @@ needs no devices is done by the first while the others wait.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,122 +22,38 @@ from flax import nnx
 
 from cm3leon_jax import config as configs
 from cm3leon_jax import workdir
-from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
-from cm3leon_jax.data import records, sources
-from cm3leon_jax.data.documents import Image, Text
+from cm3leon_jax.data import records
 from cm3leon_jax.data.pipeline import Rows, batches
 from cm3leon_jax.evaluation import pairs, shapes
 from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
-from cm3leon_jax.evaluation.reconstruction import scores
-from cm3leon_jax.interop import efficientnet
 from cm3leon_jax.models.attention import xla_attention
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.parallel.mesh import make_mesh
 from cm3leon_jax.parallel.rules import batch_sharding, shard_fn
+from cm3leon_jax.preparation import (
+    Results,
+    need,
+    prepare_data,
+    run_stage,
+    tokenize_data,
+    train_image_tokenizer,
+    train_text_tokenizer,
+)
 from cm3leon_jax.system import System
-from cm3leon_jax.tokenizers import text as text_tokenizer
-from cm3leon_jax.training import image_tokenizer, loop, state, step, validation
+from cm3leon_jax.training import loop, state, step, validation
 from cm3leon_jax.training.flops import train_flops_per_token
 from cm3leon_jax.training.metrics import Work, peak_flops
 from cm3leon_jax.training.optimizer import make_optimizer
 
-Results = dict[str, Any]
-_SHARDS = 4
 _NAMED = 20  # records that results name, where there are more
-
-
-def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Results:
-    """Source -> `documents/`: every split as ArrayRecord, with what was skipped."""
-    folder = directory / "documents"
-
-    def work() -> Mapping[str, Any]:
-        _, documents = sources.SOURCES[system.data.source]
-        splits = system.data.limits
-        return sources.prepare(system.source, documents, folder, splits)
-
-    return _run_stage(system, folder, work, overwrite)
-
-
-def train_text_tokenizer(
-    system: System, directory: Path, overwrite: bool = False
-) -> Results:
-    """`documents/` -> `text_tokenizer/`: byte-pair pieces of the training captions."""
-    folder = directory / "text_tokenizer"
-    _need(directory, "documents")
-
-    def work() -> Results:
-        documents = sources.read_documents(directory / "documents", "train")
-        texts = (
-            segment.text
-            for document in documents
-            for segment in document.segments
-            if isinstance(segment, Text)
-        )
-        text_tokenizer.train(
-            texts, folder / "model", system.vocabulary.text, system.seed
-        )
-        return {"pieces": system.vocabulary.text}
-
-    return _run_stage(system, folder, work, overwrite)
-
-
-def train_image_tokenizer(
-    system: System, directory: Path, overwrite: bool = False
-) -> Results:
-    """`documents/` -> `image_tokenizer/`: the VQGAN, and how well it reconstructs."""
-    folder = directory / "image_tokenizer"
-    settings = system.image_tokenizer
-    _need(directory, "documents")
-
-    def work() -> Mapping[str, Any]:
-        held_out = _Pictures(directory, "validation")
-        count = min(len(held_out), settings.validation_pictures)
-        return image_tokenizer.train(
-            settings.training,
-            settings.model,
-            images=_Pictures(directory, "train"),
-            validation=np.stack([held_out[i] for i in range(count)]),
-            directory=folder,
-            mesh=make_mesh(system.mesh),
-            rules=system.rules,
-            score=scores,
-            seed=system.seed,
-            features=FEATURES[settings.features](),
-        )
-
-    return _run_stage(system, folder, work, overwrite, everyone=True)
-
-
-def tokenize_data(system: System, directory: Path, overwrite: bool = False) -> Results:
-    """`documents/` -> `tokens/`, with both tokenizers."""
-    folder = directory / "tokens"
-    _need(directory, "documents", "text_tokenizer", "image_tokenizer")
-
-    def work() -> Results:
-        made = {}
-        for split in system.data.limits:
-            made[split] = records.build(
-                sources.read_documents(directory / "documents", split),
-                folder,
-                split,
-                _SHARDS,
-                text_tokenizer=load_text_tokenizer(directory),
-                image_tokenizer=load_image_tokenizer(directory),
-                layout=system.layout,
-                regions_per_image=system.image_tokenizer.regions_per_image,
-                seed=system.seed,
-            )
-        return made
-
-    return _run_stage(system, folder, work, overwrite)
 
 
 def pretrain(system: System, directory: Path, overwrite: bool = False) -> Results:
     """`tokens/` -> `pretrain/`: the decoder, by `training/step.py` in the loop."""
     folder = directory / "pretrain"
     settings = system.pretrain
-    _need(directory, "tokens")
+    need(directory, "tokens")
 
     def work() -> Results:
         mesh = make_mesh(system.mesh)
@@ -197,7 +113,7 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
         held_out = {k: x for k, x in validate(final).items() if math.isfinite(x)}
         return {"steps": settings.optimizer.steps, **_overlong(rows), **held_out}
 
-    return _run_stage(system, folder, work, overwrite, everyone=True)
+    return run_stage(system, folder, work, overwrite, everyone=True)
 
 
 def _overlong(rows: Rows) -> Results:
@@ -236,7 +152,6 @@ def check_protocol(protocol: Protocol) -> None:
 
 
 EVALUATORS = {"shapes": shapes.TASKS, "pairs": pairs.TASKS}
-FEATURES = {"none": lambda: None, "efficientnet_lite0": efficientnet.features}
 STAGES: dict[str, Callable[..., Results]] = {
     "prepare_data": prepare_data,
     "train_text_tokenizer": train_text_tokenizer,
@@ -326,50 +241,3 @@ def _validation_batches(system: System, directory: Path, sharding: Any):
             }
 
     return fresh
-
-
-class _Pictures(Sequence):
-    """The first picture of every document of a split, uint8 [Y, X, 3]."""
-
-    def __init__(self, directory: Path, split: str):
-        self._documents = sources.read_documents(directory / "documents", split)
-
-    def __len__(self) -> int:
-        return len(self._documents)
-
-    def __getitem__(self, index):
-        document = self._documents[index]
-        for segment in document.segments:
-            if isinstance(segment, Image) and segment.array is not None:
-                return segment.array
-        raise ValueError(f"document {document.id!r} has no picture to learn from")
-
-
-def _run_stage(
-    system: System,
-    folder: Path,
-    work: Callable[[], Mapping[str, Any]],
-    overwrite: bool,
-    everyone: bool = False,
-) -> Results:
-    """`workdir.run_stage` by the first process; `everyone` takes part in the work.
-
-    Every process looks whether the stage is done before any of them begins.
-    """
-    wanted = system.stage_inputs[folder.name]
-    if jax.process_count() == 1:
-        return workdir.run_stage(folder, wanted, work, overwrite=overwrite)
-    done = workdir.is_done(folder, wanted)
-    together(f"{folder.name} begins")
-    if jax.process_index() == 0:
-        workdir.run_stage(folder, wanted, work, overwrite=overwrite)
-    elif everyone and not done:
-        work()
-    together(f"{folder.name} ends")
-    return workdir.results(folder)
-
-
-def _need(directory: Path, *folders: str) -> None:
-    """FileNotFoundError where a stage before this one has not finished."""
-    for name in folders:
-        workdir.results(directory / name)

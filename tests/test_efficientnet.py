@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cm3leon_jax import stages
+from cm3leon_jax import preparation, stages
 from cm3leon_jax.interop import efficientnet as interop
 from cm3leon_jax.models import efficientnet
 from cm3leon_jax.system import System
@@ -208,7 +208,7 @@ def test_a_config_switches_the_perceptual_term_on(tmp_path, monkeypatch):
     def load():  # two maps, so that the rest need not be compiled
         return lambda images: random_network()(images)[:2]
 
-    monkeypatch.setitem(stages.FEATURES, "efficientnet_lite0", load)
+    monkeypatch.setitem(preparation.FEATURES, "efficientnet_lite0", load)
     stages.run(config(), tmp_path, ["prepare_data", "train_image_tokenizer"])
     folder = tmp_path / "image_tokenizer"
     terms = [line["perceptual"] for line in metrics.read(folder) if "l1" in line]

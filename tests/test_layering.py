@@ -21,7 +21,7 @@ LAYERS = (
     ("training", "sampling", "interop"),
     ("system", "codec", "api"),
     ("evaluation",),
-    ("stages",),
+    ("preparation", "stages"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
