@@ -49,8 +49,9 @@ def test_no_warmup_starts_at_the_peak_end():
 
 def test_only_matrices_decay():
     config = DecoderConfig(
-        vocab=128, layers=2, width=16, heads=2, mlp=32, length=8, norm="rms"
-    )
+        vocab=128, layers=2, width=16, heads=2, mlp=32, length=8,
+        norm="rms", qk_norm=True,
+    )  # fmt: skip
     optimizer = OptimizerConfig(peak=1e-2, warmup=0, steps=1, floor=1.0)
     tx = make_optimizer(optimizer)
 
@@ -67,6 +68,7 @@ def test_only_matrices_decay():
     np.testing.assert_allclose(updates.embed[...], -1e-3, rtol=1e-5)
     # A norm's scale is [layers, width]: two dimensions, and still a vector.
     assert not updates.blocks.mlp_scale[...].any()
+    assert not updates.blocks.q_scale[...].any()
     assert not updates.final_scale[...].any()
     assert is_matrix(jnp.ones((2, 2))) and not is_matrix(jnp.ones(2))
 
@@ -96,7 +98,9 @@ def test_moments_are_float32():
 
 def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adam():
     model = Decoder(
-        DecoderConfig(vocab=128, layers=2, width=16, heads=2, mlp=32, length=8),
+        DecoderConfig(
+            vocab=128, layers=2, width=16, heads=2, mlp=32, length=8, qk_norm=True
+        ),
         nnx.Rngs(0),
     )
     keys = iter(jax.random.split(jax.random.key(1), 99))

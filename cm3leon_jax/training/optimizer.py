@@ -92,12 +92,13 @@ def is_matrix(variable: Any) -> bool:
     """Whether a parameter gets weight decay: two or more axes besides `layers`.
 
     Blocks are stacked along `layers`, so a norm's scale has two dimensions there and
-    is still a vector.
+    is still a vector; so is one per head, `heads` and `head` being one axis in two.
     """
     if not isinstance(variable, nnx.Variable):
         return variable.ndim >= 2
     names = variable.get_metadata("out_sharding", None) or ()
-    return variable.get_value().ndim - names.count("layers") >= 2
+    split = names.count("layers") + ({"heads", "head"} <= set(names))
+    return variable.get_value().ndim - split >= 2
 
 
 def _decayed(params: Any) -> Any:
