@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, overload
 
-from cm3leon_jax.data import icons, shapes
+from cm3leon_jax.data import entities, icons, shapes
 from cm3leon_jax.data.documents import (
     Document,
     Image,
@@ -35,6 +35,7 @@ from cm3leon_jax.data.pictures import read_caption, read_picture
 from cm3leon_jax.data.shards import ShardReader, ShardWriter, shard_path
 
 SPLITS = ("train", "validation", "test")
+ADDED = "new"  # a split of documents that a bank is given after training
 SHARDS = 4  # of documents; enough to read in parallel, few enough for small sets
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _SECONDS_BETWEEN_LINES = 5.0
@@ -172,6 +173,7 @@ def _pair(
 
 SOURCES: dict[str, tuple[type, Callable[..., Iterator[Document | Skipped]]]] = {
     "shapes": (shapes.ShapesConfig, shapes.documents),
+    "entities": (entities.EntitiesConfig, entities.documents),
     "icons": (icons.IconsConfig, icons.documents),
     "folder": (FolderConfig, folder_documents),
     "webdataset": (WebdatasetConfig, webdataset_documents),
@@ -196,8 +198,9 @@ def prepare(
     directory.mkdir(parents=True, exist_ok=True)
     summary = {}
     for split, limit in splits.items():
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}: choose among {SPLITS}")
+        if split not in (*SPLITS, ADDED):
+            known = ", ".join((*SPLITS, ADDED))
+            raise ValueError(f"unknown split {split!r}: choose among {known}")
         made_from = json.loads(
             json.dumps([dataclasses.asdict(source_config), limit], default=str)
         )
