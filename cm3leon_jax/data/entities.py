@@ -126,7 +126,9 @@ def world(config: EntitiesConfig) -> World:
     for n, code, look in zip(numbers, codes, chosen, strict=True):
         name = "".join(SYLLABLES[code // base**i % base] for i in (2, 1, 0))
         shown = int(counts[n]) if n < known else 0
-        entities.append(Entity(name, *looks[look], _group(config, shown), shown))
+        size, colour, shape = looks[look]
+        group = _group(config, shown)
+        entities.append(Entity(name, size, colour, shape, group, shown))
     arrangements = config.layout**2 * len(config.backgrounds)
     keys = hash64(seed, _PLACES, numbers[:, None], np.arange(arrangements))
     names = np.full(config.documents, -1)
