@@ -1,0 +1,1 @@
+"""Retrieval: embeddings, the memory bank, and which of its documents to use."""
