@@ -88,7 +88,7 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
                 log_every=settings.log_every,
                 checkpoint_every=settings.checkpoint_every,
                 keep=settings.keep,
-                seed=system.seed,
+                seed=system.pretrain_seed,
             ),
             step_fn=functools.partial(step.train_step, tx=tx, **sums_options),
             init_fn=init,
@@ -213,7 +213,7 @@ def open_rows(system: System, directory: Path, split: str) -> Rows:
         system.layout,
         system.pretrain.infill,
         system.pretrain.packing,
-        system.seed,
+        system.pretrain_seed,
     )
 
 

@@ -101,6 +101,7 @@ class ImageTokenizerConfig:
 class PretrainConfig:
     """The CM3 run: objective, packing, batch (rows), optimizer, and what is logged.
 
+    `seed` None is the system's; another one repeats the run on the same tokens.
     `BOOKKEEPING` says how a run is computed and watched, not what it computes: these
     may change when it is resumed.
     """
@@ -114,6 +115,7 @@ class PretrainConfig:
     packing: PackingConfig
     batch_size: int
     optimizer: OptimizerConfig
+    seed: int | None = None
     microbatches: int = 1
     loss_blocks: int = 1
     z_loss: float = 0.0
@@ -181,8 +183,9 @@ class System:
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed={self.seed} must be in [0, 2^31)")
+        for name, value in (("seed", self.seed), ("pretrain.seed", self.pretrain_seed)):
+            if not 0 <= value < 2**31:
+                raise ValueError(f"{name}={value} must be in [0, 2^31)")
         picture = getattr(self.source, "image_size", None)
         model = self.image_tokenizer.model
         if picture != model.image_size:
@@ -247,6 +250,11 @@ class System:
         settings = {**self.decoder, "vocab": self.layout.size}
         return configs.make(DecoderConfig, settings, "decoder")
 
+    @property
+    def pretrain_seed(self) -> int:
+        """That of the decoder's initial state, its data order and its masks."""
+        return self.seed if self.pretrain.seed is None else self.pretrain.seed
+
     @cached_property
     def checkpoint_settings(self) -> dict[str, Any]:
         """What a checkpoint of the decoder must agree with to be used with this system:
@@ -290,10 +298,12 @@ class System:
             **seed,
             **after("documents", "text_tokenizer", "image_tokenizer"),
         }
+        pretrain = configs.essential(self.pretrain)
+        del pretrain["seed"]  # below
         made["pretrain"] = {
             **self.checkpoint_settings,
-            "pretrain": configs.essential(self.pretrain),
-            **seed,
+            "pretrain": pretrain,
+            "seed": self.pretrain_seed,
             **after("tokens"),
         }
         return made

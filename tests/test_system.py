@@ -48,6 +48,10 @@ def test_the_papers_sizes_are_exact(name, blocks, width):
     assert parameter_count(system.decoder_config) == total
     model = system.image_tokenizer.model
     assert (model.image_size, model.grid, model.factor) == (256, 32, 8)
+    # Paper 2.5: pixels, features and an adversary.
+    training = system.image_tokenizer.training
+    assert (training.l1, training.perceptual, training.adversarial) == (1.0, 1.0, 0.8)
+    assert system.image_tokenizer.features == "efficientnet_lite0"
     tokens = system.pretrain.batch_size * system.pretrain.packing.row_length
     assert tokens == 8 * 2**20  # paper Table 3: 8M
 
@@ -58,7 +62,7 @@ def test_the_papers_sizes_are_exact(name, blocks, width):
         (
             "data.source",
             "imagenet",
-            "data.source='imagenet': choose from shapes, icons",
+            "data.source='imagenet': choose from shapes, entities, icons",
         ),
         ("data.settings.image_size", 64, "data.settings.image_size=64"),
         ("image_tokenizer.model.image_size", 64, "must be the same"),
@@ -134,3 +138,18 @@ def test_an_unknown_variant_is_an_error():
     for module in (shapes, icons):
         with pytest.raises(ValueError, match="choose from"):
             module.get_config("huge")
+
+
+def test_another_pretraining_seed_keeps_the_stages_before():
+    system = System.make(CONFIGS["shapes:quick"].to_dict())
+    again = System.make(changed("pretrain.seed", 1))
+    same = System.make(changed("pretrain.seed", system.seed))
+    assert same.stage_inputs == system.stage_inputs
+    differing = {
+        folder
+        for folder, inputs in system.stage_inputs.items()
+        if inputs != again.stage_inputs[folder]
+    }
+    assert differing == {"pretrain"} and again.pretrain_seed == 1
+    with pytest.raises(ValueError, match="pretrain.seed=-1"):
+        System.make(changed("pretrain.seed", -1))
