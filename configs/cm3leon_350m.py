@@ -39,10 +39,13 @@ def get_config() -> ConfigDict:
                     },
                     "batch_size": 192,
                     "restart_until": 400_000,
+                    "perceptual": 1.0,
                     "adversarial": 0.8,
                     "adversarial_start": 250_001,
                 },
                 "regions_per_image": 1,
+                # In place of VGG-16, which no package registry ships.
+                "features": "efficientnet_lite0",
             },
             "decoder": {
                 "layers": 24,
