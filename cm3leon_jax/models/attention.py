@@ -1,7 +1,8 @@
-"""Causal self-attention in plain XLA: the default of every `attention` argument.
+"""Causal self-attention in plain XLA: for whole sequences, and for one query a row
+against a cache.
 
-`parallel/kernels.py` has the fused versions for accelerators behind the same signature,
-with this one as their oracle.
+`xla_attention` is what every `attention` argument defaults to, and the only one there
+is; another function of type `Attention` takes its place and is compared with it.
 """
 
 from __future__ import annotations
