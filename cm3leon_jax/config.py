@@ -83,7 +83,9 @@ def _is_dataclass(kind: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
 
 
 def _value(value: Any, kind: Any, name: str) -> Any:

@@ -289,7 +289,8 @@ def _group(name: str, lines: Sequence[Mapping[str, Any]], folder: Path) -> str:
 
 def _card(line: Mapping[str, Any], folder: Path) -> str:
     """One example: its pictures, then every text of its line."""
-    verdict = {True: "right", False: "wrong"}.get(line.get("ok"), "")  # type: ignore
+    ok = line.get("ok")
+    verdict = ("right" if ok else "wrong") if isinstance(ok, bool) else ""
     listed = line.get("pictures")
     listed = listed if isinstance(listed, dict) else {}
     pictures = "".join(
