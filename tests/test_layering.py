@@ -19,7 +19,7 @@ LAYERS = (
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
-    ("system", "codec", "api"),
+    ("system", "codec", "encoders", "api"),
     ("evaluation",),
     ("preparation", "stages"),
 )

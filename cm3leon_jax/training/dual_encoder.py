@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cm3leon_jax.config import essential
+from cm3leon_jax.config import essential, write_whole
 from cm3leon_jax.data.hashing import uniform
 from cm3leon_jax.models.dual_encoder import (
     DualEncoder,
@@ -32,18 +35,19 @@ from cm3leon_jax.training.metrics import Work
 from cm3leon_jax.training.optimizer import make_optimizer
 
 Encode = Callable[[str], list[int]]
-Pair = tuple[str, np.ndarray]  # a text and its picture, uint8 [Y, X, 3]
+Pairs = tuple[Sequence[str], Sequence[np.ndarray]]  # texts, pictures uint8 [Y, X, 3]
+SETTINGS = "dual_encoder.json"  # beside the checkpoints: the model's sizes
 
 _READERS = 4  # threads that fetch pairs: enough to hide the decoding of PNGs
-_DROP = 401  # purpose of the random numbers of `without_words`
+_DROP = 401  # purpose of the random numbers of `view`
 
 
 def train(
     config: DualEncoderTrainConfig,
     model_config: DualEncoderConfig,
     *,
-    pairs: Sequence[Pair],
-    validation: Sequence[Pair],
+    pairs: Pairs,
+    validation: Pairs,
     encode: Encode,
     directory: str | Path,
     mesh: Mesh,
@@ -52,10 +56,10 @@ def train(
 ) -> dict[str, Any]:
     """Trains, or goes on where `directory` left off; `encoders.py` loads the result.
 
-    `pairs` is random access to texts and pictures; `encode` gives the pieces of a text,
-    all below `model_config.text_vocab - 1`, which is the end-of-text id. `validation`
-    pairs are scored together with the training's batch size; what does not fill a
-    batch is left out.
+    `pairs` is random access to texts and to their pictures (all texts are read once
+    at the start, to count words); `encode` gives the pieces of a text, all below
+    `model_config.text_vocab - 1`, which is the end-of-text id. `validation` pairs are
+    scored in batches like the training's; what does not fill one is left out.
 
     Returns the held-out loss and accuracies with `steps` and `parameters`. Raises
     ValueError for pairs that do not fit the model, and what the loop raises.
@@ -63,16 +67,20 @@ def train(
     _check(config, model_config, pairs, validation, encode)
     tx = make_optimizer(config.optimizer)
     shard = shard_fn(mesh, rules)
+    keep = keep_words(pairs[0], config.rare) if config.text_views else {}
     batches = functools.partial(
-        pair_batches, encode=encode, model_config=model_config, config=config, seed=seed
+        pair_batches,
+        keep=keep,
+        encode=encode,
+        model_config=model_config,
+        config=config,
+        seed=seed,
     )
-    held_out = jax.jit(
-        functools.partial(loss_terms, config=config, shard=shard),
-    )
+    held_out = jax.jit(functools.partial(loss_terms, config=config, shard=shard))
     sharding = batch_sharding(mesh, rules)
 
     def validate(trained: state.TrainState) -> Mapping[str, float]:
-        steps = len(validation) // config.batch_size
+        steps = len(validation[0]) // config.batch_size
         found = []
         for batch in batches(validation, 0, steps=steps, epochs=False):
             arrays = {
@@ -102,7 +110,7 @@ def train(
         mesh=mesh,
         rules=rules,
         settings={
-            "model": checkpoint_model(model_config),
+            "model": dataclasses.asdict(model_config),
             "training": essential(config),
             "seed": seed,
         },
@@ -110,6 +118,9 @@ def train(
         evaluations={"validation": (config.validate_every, validate)},
         name="dual encoder",
     )
+    if jax.process_index() == 0:
+        sizes = json.dumps(dataclasses.asdict(model_config), indent=1)
+        write_whole(Path(directory) / SETTINGS, sizes)
     return {
         **validate(final),
         "steps": steps,
@@ -117,16 +128,12 @@ def train(
     }
 
 
-def checkpoint_model(model_config: DualEncoderConfig) -> dict[str, Any]:
-    """What a checkpoint says of its model, and one that is loaded must agree with."""
-    return dataclasses.asdict(model_config)
-
-
 def pair_batches(
-    pairs: Sequence[Pair],
+    pairs: Pairs,
     start: int,
     *,
     steps: int,
+    keep: Mapping[str, float],
     encode: Encode,
     model_config: DualEncoderConfig,
     config: DualEncoderTrainConfig,
@@ -140,6 +147,7 @@ def pair_batches(
     function of (seed, t). Dicts of `images`, `ids` and `lengths` as
     `dual_encoder_step.loss_terms` takes them and of the pairs' numbers `row`.
     """
+    whole, images = pairs
     processes, process = jax.process_count(), jax.process_index()
     if config.batch_size % processes:
         raise ValueError(
@@ -147,7 +155,7 @@ def pair_batches(
             f"of the {processes} processes"
         )
     part = config.batch_size // processes
-    order = grain.MapDataset.range(len(pairs))
+    order = grain.MapDataset.range(len(whole))
     if epochs:
         order = order.seed(seed).shuffle().repeat()
 
@@ -156,14 +164,13 @@ def pair_batches(
         place = step * config.batch_size + process * part + place
         row = order[place]
         assert row is not None  # no filter that could have dropped it
-        text, image = pairs[int(row)]
-        views = [text]
-        for view in range(1, config.views):
-            draw = functools.partial(uniform, seed, _DROP, place, view)
-            views.append(without_words(text, config.drop_words, draw))
-        ids_GL, length_G = text_ids(views, encode, model_config)
+        texts = [whole[int(row)]]
+        for number in range(1, config.views):
+            draw = functools.partial(uniform, seed, _DROP, place, number)
+            texts.append(view(texts[0], keep, draw))
+        ids_GL, length_G = text_ids(texts, encode, model_config)
         return {
-            "images": np.asarray(image),
+            "images": np.asarray(images[int(row)]),
             "ids": ids_GL,
             "lengths": length_G,
             "row": np.asarray(row, np.int64),
@@ -175,15 +182,29 @@ def pair_batches(
     return iter(rows.to_iter_dataset(options).batch(part))
 
 
-def without_words(text: str, share: float, draw: Callable[[Any], Any]) -> str:
-    """The text without each of its words with probability `share`; one always stays.
+def keep_words(texts: Iterable[str], rare: float) -> dict[str, float]:
+    """With what probability a view keeps each word: sqrt(rare / its share), at most 1.
 
-    Words are what white space separates; `draw` gives a number in [0, 1) for each.
+    Words are what white space separates.
+    """
+    counts = collections.Counter(word for text in texts for word in text.split())
+    total = sum(counts.values())
+    return {
+        word: min(1.0, math.sqrt(rare * total / count))
+        for word, count in counts.items()
+    }
+
+
+def view(text: str, keep: Mapping[str, float], draw: Callable[[Any], Any]) -> str:
+    """The text without some of its words; `draw` gives a number in [0, 1) for each.
+
+    A word that `keep` does not know is kept, and so is the likeliest where none is.
     """
     words = text.split()
-    draws = draw(np.arange(len(words)))
-    kept = [word for word, x in zip(words, draws, strict=True) if x >= share]
-    return " ".join(kept) if kept or not words else words[int(draws.argmax())]
+    chances = np.array([keep[word] if word in keep else 1.0 for word in words])
+    ahead = chances - draw(np.arange(len(words)))
+    kept = [word for word, x in zip(words, ahead, strict=True) if x > 0]
+    return " ".join(kept) if kept or not words else words[int(ahead.argmax())]
 
 
 def text_ids(
@@ -207,25 +228,27 @@ def text_ids(
 def _check(
     config: DualEncoderTrainConfig,
     model_config: DualEncoderConfig,
-    pairs: Sequence[Pair],
-    validation: Sequence[Pair],
+    pairs: Pairs,
+    validation: Pairs,
     encode: Encode,
 ) -> None:
     """ValueError for pairs that cannot be learnt from."""
     side, batch = model_config.image_size, config.batch_size
-    for name, found in (("training", pairs), ("validation", validation)):
-        if len(found) < batch:
+    for name, (texts, images) in (("training", pairs), ("validation", validation)):
+        if len(texts) != len(images):
+            raise ValueError(f"{len(texts)} {name} texts for {len(images)} pictures")
+        if len(texts) < batch:
             raise ValueError(
-                f"{len(found)} {name} pairs do not fill a batch: dual_encoder.training."
+                f"{len(texts)} {name} pairs do not fill a batch: dual_encoder.training."
                 f"batch_size={batch}"
             )
-        text, image = found[0]
+        image = images[0]
         if image.dtype != np.uint8 or image.shape != (side, side, 3):
             raise ValueError(
                 f"{name} pictures are {image.dtype} {list(image.shape)}, the dual "
                 f"encoder takes uint8 [{side}, {side}, 3] (dual_encoder.image_size)"
             )
-        highest = max(encode(text), default=0)
+        highest = max(encode(texts[0]), default=0)
         if highest >= model_config.text_vocab - 1:
             raise ValueError(
                 f"a {name} text has piece {highest}: dual_encoder.text_vocab="

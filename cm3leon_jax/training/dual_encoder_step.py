@@ -2,8 +2,9 @@
 
 Pictures against their texts as in CLIP (paper section 1.8). That loss has a reason to
 keep of a text what its picture shows, and none to keep apart two names that training
-has never seen; so a second term contrasts two views of the same text, each without
-some of its words (as in SimCSE and DeCLIP, arXiv:2110.05208).
+has never seen; so a second term contrasts every text with a view of it that lacks some
+of its words, the common ones most (as in DeCLIP, arXiv:2110.05208, with the
+subsampling of word2vec, arXiv:1310.4546).
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ Metrics = dict[str, jax.Array]
 class DualEncoderTrainConfig:
     """Settings of one run; `optimizer.steps` is its length.
 
-    `text_views` is the weight of the term between views of a text, 0 for plain CLIP;
-    `view_scale` multiplies the inner products there. A view lacks each word with
-    probability `drop_words`, but is never empty. Pictures are moved by up to `shift`
-    pixels each way, their edge repeated.
+    `text_views` is the weight of the term between texts and their views, 0 for plain
+    CLIP. `view_scale` multiplies the inner products there: the lower it is, the further
+    apart texts must lie. A view keeps a word that is `f` of all words with probability
+    sqrt(`rare` / f), at most 1, and is never empty. Pictures are moved by up to
+    `shift` pixels each way, their edge repeated.
     """
 
     BOOKKEEPING: ClassVar[tuple[str, ...]] = (
@@ -44,8 +46,8 @@ class DualEncoderTrainConfig:
     optimizer: OptimizerConfig
     batch_size: int
     text_views: float = 0.0
-    view_scale: float = 20.0
-    drop_words: float = 0.5
+    view_scale: float = 10.0
+    rare: float = 1e-3
     shift: int = 0
     log_every: int = 50
     validate_every: int = 1000
@@ -64,15 +66,14 @@ class DualEncoderTrainConfig:
         for key in ("text_views", "shift"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{name}.{key}={getattr(self, key)} is negative")
-        if not self.view_scale > 0:
-            raise ValueError(f"{name}.view_scale={self.view_scale} must be positive")
-        if not 0 <= self.drop_words < 1:
-            raise ValueError(f"{name}.drop_words={self.drop_words} is not in [0, 1)")
+        for key in ("view_scale", "rare"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"{name}.{key}={getattr(self, key)} must be positive")
 
     @property
     def views(self) -> int:
-        """Views of a text in a batch: the whole one, then those without some words."""
-        return 3 if self.text_views else 1
+        """Of a text in a batch: the whole of it, then what some words are left of."""
+        return 2 if self.text_views else 1
 
 
 def train_step(
@@ -124,7 +125,7 @@ def loss_terms(
     metrics = {"image_text": loss, "accuracy": accuracy, "scale": scale}
     if config.text_views:
         views, metrics["view_accuracy"] = contrast(
-            t_BGE[:, 1], t_BGE[:, 2], config.view_scale, shard
+            t_BGE[:, 0], t_BGE[:, 1], config.view_scale, shard
         )
         metrics["text_text"] = views
         loss += config.text_views * views
