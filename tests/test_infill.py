@@ -164,7 +164,7 @@ def records():
 def test_every_mode_is_undone_and_has_the_planned_length(records, mode):
     draws, points = _draw(MODES[mode], records)
     for k, record in enumerate(records):
-        tokens, moved = build_sample(record, draws, k, points[k], LAYOUT)
+        tokens, moved, _ = build_sample(record, draws, k, points[k], LAYOUT)
         assert len(tokens) == len(moved) == draws.length[k]
         assert len(tokens) == len(record.tokens) + 2 + 3 * draws.spans[k]
         expected = record.tokens.copy()
@@ -190,7 +190,7 @@ def test_whole_segments_hide_a_text_or_a_picture(records):
     draws, points = _draw(MODES["segment"], records)
     hidden = set()
     for k, record in enumerate(records):
-        tokens, _ = build_sample(record, draws, k, points[k], LAYOUT)
+        tokens, *_ = build_sample(record, draws, k, points[k], LAYOUT)
         text, image = (record.tokens[a:b].tolist() for a, b in record.bounds)
         if tokens[1] == S0:
             assert tokens.tolist() == [EOS, S0, BRK, *image, S0, *text, EOSS, EOS]
@@ -205,7 +205,7 @@ def test_whole_segments_hide_a_text_or_a_picture(records):
 def test_regions_show_nothing_of_what_they_hide(records, mode):
     draws, points = _draw(MODES[mode], records)
     for k, record in enumerate(records[:50]):
-        tokens, moved = build_sample(record, draws, k, points[k], LAYOUT)
+        tokens, moved, _ = build_sample(record, draws, k, points[k], LAYOUT)
         region = record.regions[draws.region[k]]
         visible = tokens[~moved]
         codes = visible[LAYOUT.modality(visible) == 2] - IMAGE
@@ -232,7 +232,7 @@ def test_a_picture_without_a_text_hides_none():
     draws, points = _draw(MODES["alone"], pictures)
     assert (draws.mode == infill.REGION).all() and not draws.with_text.any()
     for k, record in enumerate(pictures):
-        tokens, _ = build_sample(record, draws, k, points[k], LAYOUT)
+        tokens, *_ = build_sample(record, draws, k, points[k], LAYOUT)
         spans = len(regions.runs(record.regions[draws.region[k]].cells))
         assert len(tokens) == draws.length[k] == len(record.tokens) + 2 + 3 * spans
     draws, _ = _draw(MODES["segment"], pictures)  # nothing would be left to see
@@ -265,7 +265,7 @@ def test_overlength_takes_spans_away_and_never_cuts(records, mode):
             if draws.length[k] == 0:
                 assert len(record.tokens) + 2 > capacity
                 continue
-            tokens, _ = build_sample(record, draws, k, points[k], LAYOUT)
+            tokens, *_ = build_sample(record, draws, k, points[k], LAYOUT)
             assert len(tokens) == draws.length[k] <= capacity
             assert len(infill.uninfill(tokens, LAYOUT)) == len(record.tokens) + 2
 

@@ -8,7 +8,7 @@ share that work out, so any of them can stop and go on anywhere (design section 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -17,6 +17,7 @@ from absl import flags
 from cm3leon_jax.data import infill as cm3
 from cm3leon_jax.data.hashing import permute
 from cm3leon_jax.data.infill import InfillConfig
+from cm3leon_jax.data.mixing import Mixture, Neighbours, Plain, join
 from cm3leon_jax.data.packing import PackingConfig, Plan
 from cm3leon_jax.data.records import TokenRecords, text_before
 from cm3leon_jax.data.tokenization import Record
@@ -24,13 +25,16 @@ from cm3leon_jax.vocab import Layout
 
 _ORDER = 101  # purpose of the random numbers that shuffle an epoch
 _ENDLESS = 1 << 40  # steps
+_AT_ONCE = 1 << 16  # records counted together
 
 
 class Rows:
     """Rows of `row_length + 1` tokens over all epochs. Can be pickled.
 
     `skipped` counts the records that are too long for a row even without any span.
-    Raises ValueError where the records were made with another vocabulary.
+    `neighbours` puts retrieved documents into the samples (None: there are none).
+    Raises ValueError where the records were made with another vocabulary, or the
+    neighbours with other records.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Rows:
         infill: InfillConfig,
         packing: PackingConfig,
         seed: int,
+        neighbours: Neighbours | None = None,
     ):
         if records.layout != layout:
             raise ValueError(
@@ -47,7 +52,9 @@ class Rows:
                 f"{records.layout}, not {layout}: run the tokenize_data stage again"
             )
         self.records, self.layout, self.seed = records, layout, seed
-        self.infill, self.packing = infill, packing
+        self.infill, self.packing, self.neighbours = infill, packing, neighbours
+        if neighbours is not None:
+            neighbours.check(records)
         self.skipped = 0
         if packing.capacity is not None:
             too_long = records.index["length"] + 2 > packing.capacity
@@ -70,7 +77,9 @@ class Rows:
 
         segments: 1, 2, … per sample (first_fit) or 1 throughout (concatenate), 0 is
         padding. positions: of a token in its sample (first_fit) or row (concatenate).
-        moved: the token is in a moved span, or is its sentinel or `<eoss>`.
+        moved: the token is in a moved span, or is its sentinel or `<eoss>`. With
+        neighbours also retrieved, bool: the token is a retrieved document's, or its
+        `<break>`, or in a span moved out of one.
         """
         return {key: value[0] for key, value in self.rows([number]).items()}
 
@@ -86,24 +95,50 @@ class Rows:
             "positions": np.zeros(shape, np.int32),
             "moved": np.zeros(shape, bool),
         }
+        if self.neighbours is not None:
+            batch["retrieved"] = np.zeros(shape, bool)
         filled, segment = [0] * len(numbers), [0] * len(numbers)
         count = np.arange(size, dtype=np.int32)
         for (slot, epoch, part), _ in parts:
-            tokens, moved = samples[epoch, part.position]
+            sample = samples[epoch, part.position]
             low, high = filled[slot], filled[slot] + part.stop - part.start
             segment[slot] += 1
             filled[slot] = high
-            batch["tokens"][slot, low:high] = tokens[part.start : part.stop]
-            batch["moved"][slot, low:high] = moved[part.start : part.stop]
+            for key in batch.keys() & sample._fields:
+                whole = getattr(sample, key)
+                batch[key][slot, low:high] = whole[part.start : part.stop]
             batch["segments"][slot, low:high] = segment[slot] if resets else 1
             start = 0 if resets else low
             batch["positions"][slot, low:high] = count[start : start + high - low]
         return batch
 
     def record_ids(self, number: int) -> list[str]:
-        """Ids of the records that a row has tokens of."""
-        records = [record for _, record in self._parts([number])]
-        return [record.id for record in self.records.read(records)]
+        """Ids of the records that a row has tokens of; after each those that its
+        sample retrieves."""
+        parts = self._parts([number])
+        ids = []
+        for (_, epoch, _), record in parts:
+            ids.append(self.records[record].id)
+            if self.neighbours is not None:
+                numbers = np.array([record])
+                rows = self._mix(epoch, numbers, self._draw(epoch, numbers)).rows[0]
+                ids += [
+                    found.id for found in self.neighbours.bank.read(rows[rows >= 0])
+                ]
+        return ids
+
+    def retrieved(self, epoch: int) -> dict[str, int]:
+        """How many documents the samples of an epoch retrieve (`documents`), lack, as
+        there were too few neighbours (`missing`), and leave out, as the row would not
+        hold them (`dropped`)."""
+        totals = {"documents": 0, "missing": 0, "dropped": 0}
+        for start in range(0, len(self.records) if self.neighbours else 0, _AT_ONCE):
+            numbers = np.arange(start, min(start + _AT_ONCE, len(self.records)))
+            mixture = self._mix(epoch, numbers, self._draw(epoch, numbers))
+            totals["documents"] += int((mixture.rows >= 0).sum())
+            totals["missing"] += int(mixture.missing.sum())
+            totals["dropped"] += int(mixture.dropped.sum())
+        return totals
 
     def _parts(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[tuple, int]]:
         """((slot, epoch, slice of a sample), record) of all rows, in order."""
@@ -134,11 +169,26 @@ class Rows:
             capacity=self.packing.capacity,
         )
 
-    def _lengths(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        return self._draw(epoch, self._order(epoch, positions)).length
+    def _mix(self, epoch: int, records: np.ndarray, draws: cm3.Draws) -> Mixture:
+        assert self.neighbours is not None
+        return self.neighbours.draw(
+            self.records,
+            records,
+            draws.length,
+            epoch=epoch,
+            seed=self.seed,
+            capacity=self.packing.capacity,
+        )
 
-    def _samples(self, parts) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
-        """(tokens, moved) of each (epoch, position) that is used."""
+    def _lengths(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        records = self._order(epoch, positions)
+        draws = self._draw(epoch, records)
+        if self.neighbours is None:
+            return draws.length
+        return draws.length + self._mix(epoch, records, draws).length
+
+    def _samples(self, parts) -> dict[tuple[int, int], Sample]:
+        """The sample of each (epoch, position) that is used."""
         wanted: dict[int, dict[int, int]] = {}
         for (_, epoch, part), record in parts:
             wanted.setdefault(epoch, {})[part.position] = record
@@ -148,48 +198,73 @@ class Rows:
             draws = self._draw(epoch, numbers)
             points = cm3.place_points(draws, numbers, epoch=epoch, seed=self.seed)
             records = self.records.read(numbers)
+            found, rows = {}, None
+            if self.neighbours is not None:
+                rows = self._mix(epoch, numbers, draws).rows
+                found = self.neighbours.read(rows)
             for k, position in enumerate(by_position):
+                own = [] if rows is None else rows[k][rows[k] >= 0].tolist()
                 samples[epoch, position] = build_sample(
-                    records[k], draws, k, points[k], self.layout
+                    *(records[k], draws, k, points[k], self.layout),
+                    [found[row] for row in own],
                 )
         return samples
 
 
-def build_sample(
-    record: Record, draws: cm3.Draws, k: int, points: np.ndarray, layout: Layout
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sample of a record under draw number `k`: tokens int32 and moved bool, [length].
+class Sample(NamedTuple):
+    """tokens int32, moved and retrieved bool, each [length]; see `Rows.row`."""
 
-    With a region hidden, visible codes are those of the blanked picture (an encoder
-    that looks around has seen no hidden pixel), moved ones those of the full picture.
+    tokens: np.ndarray
+    moved: np.ndarray
+    retrieved: np.ndarray
+
+
+def build_sample(
+    record: Record,
+    draws: cm3.Draws,
+    k: int,
+    points: np.ndarray,
+    layout: Layout,
+    documents: Sequence[Record] = (),
+) -> Sample:
+    """Sample of a record under draw number `k`, after its retrieved `documents`.
+
+    Random spans lie anywhere in it; a whole segment or a region is one of the record's
+    own, as at inference. With a region hidden, visible codes are those of the blanked
+    picture (an encoder that looks around has seen no hidden pixel), moved ones those of
+    the full picture.
     """
-    tokens = np.empty(len(record.tokens) + 2, np.int32)
-    tokens[0] = tokens[-1] = layout.eos
-    tokens[1:-1] = record.tokens
-    order = None
+    plain = join(documents, record, layout)
+    tokens, query, order = plain.tokens, plain.query, None
     if draws.mode[k] == cm3.REGION:
-        spans, order = _hide_region(tokens, record, draws, k, layout)
+        spans, order = _hide_region(plain, record, draws, k, layout)
     elif draws.mode[k] == cm3.SEGMENT:
-        spans = [cm3.pick_segment(record.bounds + 1, points[0])]
+        spans = [cm3.pick_segment(record.bounds + query, points[0])]
     else:
-        spans = cm3.place_spans(int(draws.spans[k]), record.bounds + 1, points)
+        spans = cm3.place_spans(int(draws.spans[k]), plain.bounds, points)
     sample = cm3.infill(tokens, spans, layout, order) if spans else tokens
-    if len(sample) != draws.length[k]:
+    if len(sample) != draws.length[k] + query - 1:
         raise ValueError(
             f"record {record.id!r} is not the one that the index tells of: remove the "
             "token cache and run the tokenize_data stage again"
         )
-    moved = np.zeros(len(sample), bool)
+    moved, retrieved = np.zeros((2, len(sample)), bool)
+    # Spans out of retrieved documents come first, in the sample and where they are
+    # moved to: then nothing of the query is moved before its own order.
+    before = [stop - start for start, stop in spans if start < query]
+    retrieved[1 : query - sum(before) + len(before)] = True
     if spans:
         kept = len(tokens) + len(spans) - sum(stop - start for start, stop in spans)
         moved[kept - 1 : -1] = True
-    return sample, moved
+        retrieved[kept - 1 : kept - 1 + sum(before) + 2 * len(before)] = True
+    return Sample(sample, moved, retrieved)
 
 
-def _hide_region(tokens, record: Record, draws: cm3.Draws, k: int, layout: Layout):
-    """Put the blanked picture's visible codes into `tokens`; spans and their order."""
+def _hide_region(plain: Plain, record: Record, draws: cm3.Draws, k: int, layout):
+    """Blanked picture's visible codes, put into the tokens; spans and their order."""
+    tokens, query = plain.tokens, plain.query
     region = record.regions[draws.region[k]]
-    start, stop = (record.bounds[region.segment] + 1).tolist()
+    start, stop = (record.bounds[region.segment] + query).tolist()
     hidden = region.cells.ravel()
     codes = layout.image_ids(region.codes).ravel()
     tokens[start:stop] = np.where(hidden, tokens[start:stop], codes)
@@ -200,7 +275,7 @@ def _hide_region(tokens, record: Record, draws: cm3.Draws, k: int, layout: Layou
     assert text is not None  # the index said so
     # The text is the last to be written, when its picture is whole again.
     order = [*range(1, len(spans) + 1), 0]
-    return [(int(text[0]) + 1, int(text[1]) + 1), *spans], order
+    return [(int(text[0]) + query, int(text[1]) + query), *spans], order
 
 
 def batches(
