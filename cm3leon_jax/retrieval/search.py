@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def place(
     width = stored(first, first).shape[1:]
 
     def put(read: Callable[[int, int], np.ndarray], shape: tuple) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(rows)
             found = read(min(first + start, total), min(first + stop, total))
             short = stop - start - len(found)
