@@ -54,8 +54,8 @@ def complete(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
         kind = kinds[field.name]
         if field.name in section:
             value = section[field.name]
-            if _is_dataclass(kind) and isinstance(value, Mapping):
-                whole[field.name] = complete(kind, value)
+            if (nested := _section(kind)) and isinstance(value, Mapping):
+                whole[field.name] = complete(nested, value)
         elif (value := _default(field)) is not dataclasses.MISSING:
             whole[field.name] = _plain(value)
     return whole
@@ -82,6 +82,12 @@ def _is_dataclass(kind: Any) -> bool:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
+def _section(kind: Any) -> type | None:
+    """The dataclass of a setting that is a section, or is one or None."""
+    arms = typing.get_args(kind) if _is_union(kind) else (kind,)
+    return next((arm for arm in arms if _is_dataclass(arm)), None)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
@@ -90,8 +96,8 @@ def _plain(value: Any) -> Any:
 
 def _value(value: Any, kind: Any, name: str) -> Any:
     """The value of a field of type `kind`; ValueError where it is none of that type."""
-    if _is_dataclass(kind) and isinstance(value, Mapping):
-        return make(kind, value, name)
+    if (nested := _section(kind)) and isinstance(value, Mapping):
+        return make(nested, value, name)
     if isinstance(value, (list, tuple)):
         value = _tuples(value)
     elif isinstance(value, Mapping):

@@ -21,6 +21,7 @@ from cm3leon_jax.models.decoder import DecoderConfig
 from cm3leon_jax.models.vqgan import VQGANConfig
 from cm3leon_jax.parallel.mesh import MeshConfig
 from cm3leon_jax.parallel.rules import Rules
+from cm3leon_jax.retrieval_config import RetrievalConfig
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.training.image_step import ImageTokenizerTrainConfig
 from cm3leon_jax.training.optimizer import OptimizerConfig
@@ -167,7 +168,8 @@ class System:
     `seed` is that of every random choice: tokenizers, data order, initial state.
     `protocol` is the file in `configs/eval/` that this system is measured by.
     `decoder` holds the settings of `DecoderConfig` but for the vocabulary, which
-    follows from `vocabulary` and the image tokenizer's codebook.
+    follows from `vocabulary` and the image tokenizer's codebook. Without `retrieval`
+    there is no memory bank.
     """
 
     name: str
@@ -179,6 +181,7 @@ class System:
     pretrain: PretrainConfig
     sampling: SamplingConfig
     protocol: str
+    retrieval: RetrievalConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     rules: Rules = field(default_factory=Rules)
 
@@ -208,6 +211,24 @@ class System:
             raise ValueError(
                 f"vocabulary.sentinels={self.vocabulary.sentinels}: a region of "
                 f"{model.grid} rows and a text need at least {model.grid + 1}"
+            )
+
+        self._check_encoder(model.image_size)
+
+    def _check_encoder(self, side: int) -> None:
+        wanted = self.retrieval.encoder.model if self.retrieval else None
+        if wanted is None:
+            return
+        name = "retrieval.encoder.model"
+        if wanted.image_size != side:
+            raise ValueError(
+                f"{name}.image_size={wanted.image_size} and image_tokenizer.model."
+                f"image_size={side} must be the same"
+            )
+        if wanted.text_vocab != self.vocabulary.text + 1:
+            raise ValueError(
+                f"{name}.text_vocab={wanted.text_vocab} must be vocabulary.text + 1 = "
+                f"{self.vocabulary.text + 1}: all pieces and the end of a text"
             )
 
     @classmethod
@@ -300,10 +321,22 @@ class System:
         }
         pretrain = configs.essential(self.pretrain)
         del pretrain["seed"]  # below
+        context: dict[str, Any] = after("tokens")
+        if self.retrieval is not None:
+            settings = dataclasses.asdict(self.retrieval)
+            encoder = settings.pop("encoder")
+            if (training := self.retrieval.encoder.training) is not None:
+                encoder["training"] = configs.essential(training)
+            made["dual_encoder"] = encoder | seed
+            if encoder["kind"] == "trained":
+                made["dual_encoder"] |= after("documents", "text_tokenizer")
+            bank = {key: settings.pop(key) for key in self.retrieval.BANK}
+            made["bank"] = bank | seed | after("documents", "dual_encoder")
+            context |= {"retrieval": settings} | after("bank")
         made["pretrain"] = {
             **self.checkpoint_settings,
             "pretrain": pretrain,
             "seed": self.pretrain_seed,
-            **after("tokens"),
+            **context,
         }
         return made

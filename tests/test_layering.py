@@ -19,9 +19,9 @@ LAYERS = (
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
-    ("system", "codec", "encoders", "api"),
+    ("retrieval_config", "system", "codec", "encoders", "api"),
     ("evaluation",),
-    ("preparation", "stages"),
+    ("preparation", "memory", "stages"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
