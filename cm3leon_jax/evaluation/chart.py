@@ -27,10 +27,11 @@ class Series:
     colour: int = 0
 
 
-def chart(series: Sequence[Series], width: int, height: int) -> str:
+def chart(series: Sequence[Series], width: int, height: int, unit: str = "step") -> str:
     """An SVG of all series over a common x axis, with a legend that tells last values.
 
-    The y axis is logarithmic where positive values span more than a factor of 30.
+    `unit` is what the x axis counts. The y axis is logarithmic where positive values
+    span more than a factor of 30.
     """
     raw = [_thin(sorted(s.points)) for s in series]
     lines = [_smooth(points) for points in raw]
@@ -53,6 +54,11 @@ def chart(series: Sequence[Series], width: int, height: int) -> str:
         # A raw value outside what is drawn lies on the border.
         return height - bottom - min(max(share, 0.0), 1.0) * (height - top - bottom)
 
+    def where(x: float) -> str:
+        if unit == "step":
+            return f"step {x:,.0f}"
+        return f"{x:.4g} {escape(unit)}"
+
     parts = []
     rows, columns = (3, 3) if small else (6, 7)
     y_ticks = (_powers if log else _ticks)(y_low, y_high, rows)
@@ -66,7 +72,7 @@ def chart(series: Sequence[Series], width: int, height: int) -> str:
         parts.append(f"<text class=x {place}>{_short(x)}</text>")
     if not small:
         place = f'x="{(left + width - right) / 2}" y="{height - 2}"'
-        parts.append(f"<text class=x {place}>step</text>")
+        parts.append(f"<text class=x {place}>{escape(unit)}</text>")
     for one, points, line in zip(series, raw, lines, strict=True):
         colour = f"c{one.colour % COLOURS}"
         path = _path([(across(x), down(y)) for x, y in line])
@@ -79,7 +85,7 @@ def chart(series: Sequence[Series], width: int, height: int) -> str:
         for (x, y), _ in zip(line[:: max(1, len(line) // 60)], range(80), strict=False):
             parts.append(
                 f'<circle class="{colour}" cx="{across(x):.1f}" cy="{down(y):.1f}" r=4>'
-                f"<title>{escape(one.name)}: {y:.4g} at step {x:,.0f}</title></circle>"
+                f"<title>{escape(one.name)}: {y:.4g} at {where(x)}</title></circle>"
             )
     keys = "".join(
         f'<span><i class="c{one.colour % COLOURS}{" dashed" * one.dashed}"></i>'

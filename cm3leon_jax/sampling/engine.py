@@ -76,8 +76,11 @@ class Engine:
 
         return self._in_batches(run, len(wanted))
 
-    def score(self, rows: Sequence[np.ndarray]) -> list[float]:
-        """log p in nats of each row of ids after its first; rows of any lengths.
+    def score(
+        self, rows: Sequence[np.ndarray], starts: Sequence[int] | None = None
+    ) -> list[float]:
+        """log p in nats of each row of ids from number `starts` on (default: 1, all
+        but the first), given those before; rows of any lengths.
 
         Raises ValueError for a row that does not fit the context.
         """
@@ -90,12 +93,16 @@ class Engine:
         tokens_BL = np.full((len(rows), length + 1), self.layout.pad, np.int32)
         for row_L, ids in zip(tokens_BL, rows, strict=True):
             row_L[: len(ids)] = ids
+        start_B = np.array([1] * len(rows) if starts is None else starts, np.int32)
+        if start_B.shape != (len(rows),) or start_B.min() < 1:
+            raise ValueError(f"{len(rows)} rows need as many starts, each at least 1")
 
         def run(rows_B: np.ndarray) -> jax.Array:
             logits = len(rows_B) * length * self.layout.size
             return _row_nll(
                 self.decoder,
                 tokens_BL[rows_B],
+                start_B[rows_B],
                 self.layout.pad,
                 blocks=_divisor(length, logits / _LOGITS),
                 shard=self._shard,
@@ -126,14 +133,17 @@ def _divisor(length: int, least: float) -> int:
 def _row_nll(
     decoder: Decoder,
     tokens_BL: jax.Array,
+    start_B: jax.Array,
     pad: int,
     *,
     blocks: int,
     shard: Shard,
     attention: Attention,
 ) -> jax.Array:
-    """Nats per row of what follows its first token; <pad> costs nothing."""
+    """Nats per row of the tokens from `start_B` on; <pad> costs nothing."""
     hidden_BLD = decoder.hidden(tokens_BL[:, :-1], shard=shard, attention=attention)
     head = functools.partial(decoder.head, shard=shard)
     nll_BL, _ = blockwise_nll(head, hidden_BLD, tokens_BL[:, 1:], blocks)
-    return jnp.sum(nll_BL * (tokens_BL[:, 1:] != pad), axis=1)
+    counted_BL = jnp.arange(1, tokens_BL.shape[1]) >= start_B[:, None]
+    counted_BL &= tokens_BL[:, 1:] != pad
+    return jnp.sum(nll_BL * counted_BL, axis=1)

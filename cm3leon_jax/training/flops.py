@@ -1,6 +1,7 @@
-"""Model FLOPs of the decoder, for utilisation and for compute-matched comparisons."""
+"""Model FLOPs, for utilisation and for compute-matched comparisons."""
 
 from cm3leon_jax.models.decoder import DecoderConfig
+from cm3leon_jax.models.dual_encoder import DualEncoderConfig
 
 
 def train_flops_per_token(config: DecoderConfig, length: int) -> float:
@@ -15,3 +16,18 @@ def train_flops_per_token(config: DecoderConfig, length: int) -> float:
     weights = config.layers * (4 * D * D + matrices * D * F) + D * config.vocab
     attention = config.layers * 2 * D * (length / 2)
     return 6.0 * (weights + attention)
+
+
+def pair_flops(config: DualEncoderConfig) -> float:
+    """FLOPs of the forward pass of one text and one picture through the dual encoder,
+    two per weight and token; three times as many with the backward pass."""
+
+    def tower(layers: int, width: int, length: int) -> float:
+        weights = layers * (4 + 2 * config.mlp_ratio) * width**2
+        attention = layers * 2 * width * length
+        return 2.0 * length * (weights + attention) + 2.0 * width * config.embed
+
+    patches = 2.0 * config.patches * 3 * config.patch**2 * config.vision_width
+    vision = tower(config.vision_layers, config.vision_width, config.patches + 1)
+    text = tower(config.text_layers, config.text_width, config.text_length)
+    return patches + vision + text

@@ -1,0 +1,213 @@
+"""Does retrieval pay for itself? Curves, their ratio and a page (paper section 1.9).
+
+A run's curve is the held-out negative log-likelihood per query image token against the
+training FLOPs spent until then, those of retrieved tokens among them. The ratio at a
+score is what the baseline has spent on reaching it, divided by what retrieval has.
+Everything here works on plain results, as they are written to `study.json`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+from cm3leon_jax.evaluation.chart import Series, chart
+from cm3leon_jax.evaluation.page import duration, show, table
+from cm3leon_jax.evaluation.report import STYLE
+
+Curve = Sequence[tuple[float, float]]  # (FLOPs, nats per query image token)
+UNIT = 1e12  # FLOPs on the page are in TFLOPs
+GROUPS = ("head", "tail", "new")
+
+
+def reached(curve: Curve, score: float) -> float | None:
+    """FLOPs at which a curve is first at or below `score`; None if it never is.
+
+    Between two checkpoints the score is taken to fall evenly over the logarithm of the
+    FLOPs; no checkpoint before the first is made up.
+    """
+    curve = sorted(curve)
+    if curve and curve[0][1] <= score:
+        return curve[0][0]
+    for (x, above), (next_x, below) in pairwise(curve):
+        if below <= score < above:
+            share = (above - score) / (above - below)
+            return math.exp(math.log(x) + share * math.log(next_x / x))
+    return None
+
+
+def ratio_at(
+    score: float, baseline: Curve, retrieval: Curve, extra: float = 0.0
+) -> float | None:
+    """FLOPs of the baseline to reach a score, of those of retrieval and `extra`; None
+    where one of them never does."""
+    theirs, ours = reached(baseline, score), reached(retrieval, score)
+    if theirs is None or ours is None:
+        return None
+    return theirs / (ours + extra)
+
+
+def best(curve: Curve) -> float:
+    """The lowest score of a curve."""
+    return min(nats for _, nats in curve)
+
+
+def ratios(pairs: Sequence[tuple[Curve, Curve]], extra: float = 0.0) -> dict[str, Any]:
+    """The claim, over pairs (baseline, retrieval) of one seed each.
+
+    `value`: geometric mean of the ratios at the baseline's best score; `low`, `high`:
+    the least and the greatest seed's. All None where a seed of retrieval never gets
+    there. `seeds`: the ratio of every seed; `by_score`: ratios on the way, [score,
+    ratio] of the first seed's checkpoints.
+    """
+    found = [ratio_at(best(a), a, b, extra) for a, b in pairs]
+    known = [r for r in found if r is not None]
+    summary: dict[str, Any] = {"value": None, "low": None, "high": None}
+    if known and len(known) == len(found):
+        mean = math.exp(sum(map(math.log, known)) / len(known))
+        summary = {"value": mean, "low": min(known), "high": max(known)}
+    baseline, retrieval = pairs[0]
+    on_the_way = [
+        [nats, ratio_at(nats, baseline, retrieval, extra)] for _, nats in baseline
+    ]
+    return summary | {"seeds": found, "by_score": on_the_way}
+
+
+def curve_of(run: Mapping[str, Any]) -> Curve:
+    """(FLOPs, nats) of a run's result."""
+    return [(point["flops"], point["nats"]) for point in run["curve"]]
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """The study as one HTML file without network, from what `study.json` holds."""
+    runs = result["runs"]
+    parts = [
+        ("Held-out loss against compute", _curves(result)),
+        ("How much less compute", _ratios(result)),
+        ("Retrieved documents at inference", _counts(runs)),
+        ("Names and their looks", _entities(runs)),
+        ("How it was made", _made(result)),
+    ]
+    body = "".join(
+        f"<section><h2>{title}</h2>{content}</section>"
+        for title, content in parts
+        if content
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(result['config'])} · retrieval study</title>"
+        f"<style>{STYLE.read_text('utf-8')}</style></head><body><header>"
+        "<p class=kicker>cm3leon_jax study</p>"
+        "<h1>Does retrieval pay for itself?</h1>"
+        "<p class=lead>The same decoder trained with and without documents retrieved "
+        "from a memory bank, in a world where half of the pictures show things whose "
+        "names do not tell what they look like.</p></header>"
+        f"<main>{body}</main></body></html>\n"
+    )
+
+
+def _curves(result: Mapping[str, Any]) -> str:
+    runs, extra = result["runs"], sum(result["extra_flops"].values())
+    arms = {"retrieval": 0, "baseline": 1}
+    lines = [
+        Series(
+            name,
+            [(x / UNIT, y) for x, y in curve_of(run)],
+            colour=arms[run["arm"]],
+        )
+        for name, run in runs.items()
+        if run["arm"] in arms
+    ]
+    lines += [
+        Series(
+            f"{name} and retriever",
+            [((x + extra) / UNIT, y) for x, y in curve_of(run)],
+            dashed=True,
+        )
+        for name, run in runs.items()
+        if run["arm"] == "retrieval" and extra
+    ]
+    if not lines:
+        return ""
+    return (
+        "<p>Nats per image token of held-out queries, half of them entities as often "
+        "as in training, half plain scenes; two retrieved documents, or none for the "
+        "baseline. Dashed: with what training the retriever and building the bank "
+        f"has cost.</p>{chart(lines, 860, 380, 'training TFLOPs')}"
+    )
+
+
+def _ratios(result: Mapping[str, Any]) -> str:
+    if not result["ratio"]:
+        return ""
+    rows = []
+    for name, found in result["ratio"].items():
+        seeds = ", ".join(_times(r) for r in found["seeds"])
+        rows.append((escape(name.replace("_", " ")), _times(found["value"]), seeds))
+    head = ("compute of", "baseline / retrieval", "each seed")
+    way = next(iter(result["ratio"].values()))["by_score"]
+    steps = [(show(float(nats)), _times(ratio)) for nats, ratio in way]
+    return (
+        "<p>FLOPs of the baseline to reach its best score, divided by those of the "
+        f"retrieval run to reach the same.</p>{table(rows, head)}"
+        "<p>The same at every score of the first baseline on its way.</p>"
+        f"{table(steps, ('nats', 'ratio'))}"
+    )
+
+
+def _counts(runs: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            escape(name),
+            *(show(run["nats"].get(k, "")) for k in "012"),
+            show(run["curve"][-1]["flops"] / UNIT),
+        )
+        for name, run in runs.items()
+    ]
+    head = ("nats per query image token", "0", "1", "2", "TFLOPs")
+    return table(rows, head) if rows else ""
+
+
+def _entities(runs: Mapping[str, Any]) -> str:
+    kinds = ("0", "1", "2", "2_oracle")
+    keys = [f"entity/{group}@{kind}" for group in GROUPS for kind in kinds]
+    keys += [f"entity/chance_{group}" for group in GROUPS]
+    keys += [f"retrieve/recall@2_{group}" for group in GROUPS]
+    head = [name for name, run in runs.items() if run["scores"]]
+    rows = []
+    for key in keys:
+        values = [runs[name]["scores"].get(key) for name in head]
+        if any(values):
+            rows.append((escape(key), *(_score(value) for value in values)))
+    return table(rows, ("share right", *map(escape, head))) if rows else ""
+
+
+def _score(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return ""
+    low, high = show(score["low"]), show(score["high"])
+    return f'<span title="{low} to {high}">{show(score["value"])}</span>'
+
+
+def _made(result: Mapping[str, Any]) -> str:
+    facts = [
+        ("command", f"<code>{escape(result['command'])}</code>"),
+        ("config", f"{escape(result['config'])}, {escape(result['config_hash'])}"),
+        ("hardware", escape(result["hardware"])),
+        ("measured", escape(result["measured"])),
+    ]
+    facts += [
+        (f"FLOPs of {escape(name)}", show(flops / UNIT) + " TFLOPs")
+        for name, flops in result["extra_flops"].items()
+    ]
+    facts += [
+        (f"training of {escape(name)}", duration(run["seconds"]))
+        for name, run in result["runs"].items()
+    ]
+    return table(facts)
+
+
+def _times(ratio: float | None) -> str:
+    return "never reached" if ratio is None else f"{ratio:.2f}×"
