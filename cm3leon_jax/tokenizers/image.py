@@ -103,10 +103,13 @@ class ImageTokenizer:
 
 
 def save(directory: str | Path, config: VQGANConfig, model: VQGAN) -> None:
-    """Writes a tokenizer for `ImageTokenizer.load`, over one that may be there."""
+    """Writes a tokenizer for `ImageTokenizer.load`, over one that may be there.
+
+    One process alone calls this, with a model that is whole on its devices.
+    """
     directory = Path(directory).absolute()
     arrays = {name: np.asarray(x) for name, x in _named(model)}
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
         checkpointer.save(directory / PARAMETERS, arrays, force=True)
         checkpointer.wait_until_finished()
     settings = json.dumps(dataclasses.asdict(config), indent=1)
@@ -116,12 +119,14 @@ def save(directory: str | Path, config: VQGANConfig, model: VQGAN) -> None:
 def _read(path: Path, config: VQGANConfig) -> VQGAN:
     shapes = vqgan.abstract(config)
     # Orbax cuts or pads what it restores into a given shape, so take what is there.
-    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         name: ocp.ArrayRestoreArgs(sharding=one_device) for name, _ in _named(shapes)
     }
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(), multiprocessing_options=_alone()
+        ) as checkpointer:
             found = checkpointer.restore(path.absolute(), restore_args=wanted)
     except Exception as error:
         raise ValueError(
@@ -137,6 +142,12 @@ def _read(path: Path, config: VQGANConfig) -> VQGAN:
             )
     leaves = [found[name] for name, _ in _named(shapes)]
     return jax.tree.structure(shapes).unflatten(leaves)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """This process only: by default Orbax waits for every process of the job."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
 
 
 def _named(model: VQGAN) -> list[tuple[str, jax.Array]]:
