@@ -9,7 +9,6 @@ needs no devices is done by the first while the others wait.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,9 +22,11 @@ from flax import nnx
 from cm3leon_jax import config as configs
 from cm3leon_jax import workdir
 from cm3leon_jax.data import records
+from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.pipeline import Rows, batches
 from cm3leon_jax.evaluation import pairs, shapes
 from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
+from cm3leon_jax.memory import build_bank, train_dual_encoder
 from cm3leon_jax.models.attention import xla_attention
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.distributed import together
@@ -40,6 +41,7 @@ from cm3leon_jax.preparation import (
     train_image_tokenizer,
     train_text_tokenizer,
 )
+from cm3leon_jax.retrieval.neighbours import file_of
 from cm3leon_jax.system import System
 from cm3leon_jax.training import loop, state, step, validation
 from cm3leon_jax.training.flops import train_flops_per_token
@@ -53,7 +55,7 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
     """`tokens/` -> `pretrain/`: the decoder, by `training/step.py` in the loop."""
     folder = directory / "pretrain"
     settings = system.pretrain
-    need(directory, "tokens")
+    need(directory, "tokens", *(["bank"] if system.retrieval else []))
 
     def work() -> Results:
         mesh = make_mesh(system.mesh)
@@ -157,17 +159,33 @@ STAGES: dict[str, Callable[..., Results]] = {
     "train_text_tokenizer": train_text_tokenizer,
     "train_image_tokenizer": train_image_tokenizer,
     "tokenize_data": tokenize_data,
+    "train_dual_encoder": train_dual_encoder,
+    "build_bank": build_bank,
     "pretrain": pretrain,
 }
+FOLDERS = {
+    "prepare_data": "documents",
+    "train_text_tokenizer": "text_tokenizer",
+    "train_image_tokenizer": "image_tokenizer",
+    "tokenize_data": "tokens",
+    "train_dual_encoder": "dual_encoder",
+    "build_bank": "bank",
+    "pretrain": "pretrain",
+}
+
+
+def stages_of(system: System) -> list[str]:
+    """The names of a system's stages in order: without `retrieval` it has no bank."""
+    return [name for name in STAGES if FOLDERS[name] in system.stage_inputs]
 
 
 def run(
     config: Mapping[str, Any],
     directory: Path,
-    names: Iterable[str] = tuple(STAGES),
+    names: Iterable[str] | None = None,
     overwrite: bool = False,
 ) -> Results:
-    """Runs stages of a config in order; their results by name.
+    """Runs stages of a config (None: all that it has) in order; results by name.
 
     Nothing is written, and `config.json` stays, unless every stage that is there agrees
     with the config or is made anew. Raises FileExistsError for one that does neither.
@@ -177,12 +195,18 @@ def run(
             f"--workdir {directory}: cloud folders cannot be written to directly, "
             "mount the bucket as a folder (gcsfuse, mountpoint-s3) and give that"
         )
-    config, names = System.complete(config), list(names)
+    config = System.complete(config)
     system = System.make(config)
+    known = stages_of(system)
+    names = known if names is None else list(names)
+    for name in set(names) - set(known):
+        raise ValueError(
+            f"{system.name!r} has no stage {name}: its config has no section retrieval"
+        )
     stale = {}
-    for stage, (folder, wanted) in zip(
-        STAGES, system.stage_inputs.items(), strict=True
-    ):
+    for stage in known:
+        folder = FOLDERS[stage]
+        wanted = system.stage_inputs[folder]
         changed = workdir.changes(directory / folder, wanted)
         if changed and not overwrite:
             raise workdir.refusal(directory / folder, changed)
@@ -206,18 +230,34 @@ def run(
 def open_rows(system: System, directory: Path, split: str) -> Rows:
     """The token rows of a split, as the pretraining run sees them."""
     grid = system.image_tokenizer.model.grid
+
+    def tokens(name: str) -> records.TokenRecords:
+        return records.TokenRecords(
+            directory / "tokens", name, layout=system.layout, grid=(grid, grid)
+        )
+
+    neighbours = None
+    if (retrieval := system.retrieval) is not None:
+        neighbours = Neighbours(
+            file_of(directory / "bank", split),
+            tokens("train"),
+            documents=retrieval.documents,
+            fewest=retrieval.fewest,
+            noise=retrieval.noise,
+        )
     return Rows(
-        records.TokenRecords(
-            directory / "tokens", split, layout=system.layout, grid=(grid, grid)
-        ),
+        tokens(split),
         system.layout,
         system.pretrain.infill,
         system.pretrain.packing,
         system.pretrain_seed,
+        neighbours,
     )
 
 
-def _process_batches(system: System, rows: Rows, start: int) -> Iterator[dict]:
+def _process_batches(
+    system: System, rows: Rows, start: int, steps: int | None = None
+) -> Iterator[dict]:
     return batches(
         rows,
         batch_size=system.pretrain.batch_size,
@@ -225,6 +265,7 @@ def _process_batches(system: System, rows: Rows, start: int) -> Iterator[dict]:
         process_count=jax.process_count(),
         workers=system.pretrain.workers,
         start_step=start,
+        steps=steps,
     )
 
 
@@ -232,8 +273,8 @@ def _validation_batches(system: System, directory: Path, sharding: Any):
     rows = open_rows(system, directory, "validation")
 
     def fresh() -> Iterator[dict[str, jax.Array]]:
-        stream = _process_batches(system, rows, 0)
-        for batch in itertools.islice(stream, system.pretrain.validation_batches):
+        count = system.pretrain.validation_batches
+        for batch in _process_batches(system, rows, 0, count):
             yield {
                 key: jax.make_array_from_process_local_data(sharding, value)
                 for key, value in batch.items()

@@ -22,7 +22,7 @@ def main() -> dict:
     measured = command.read_config_file(system["protocol"], "protocol")
     protocol = config.make(Protocol, measured, "protocol")
     stages.check_protocol(protocol)  # now rather than after hours of training
-    stages.run(system, workdir, stages.STAGES, command.OVERWRITE.value)
+    stages.run(system, workdir, overwrite=command.OVERWRITE.value)
     result = stages.evaluate(workdir, protocol, "pretrain")
     return {
         "report": str(report.write(workdir)),
