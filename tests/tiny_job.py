@@ -1,0 +1,55 @@
+"""Jobs of several processes on this machine, for tests of what they do together."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+TIMEOUT = 2400.0  # seconds
+START = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", int(sys.argv.pop()))
+from cm3leon_jax.parallel import distributed
+distributed.initialize()
+"""
+
+
+def environment() -> dict[str, str]:
+    """Where a child finds the package, the configs and the helpers of tests."""
+    here = Path(__file__).parent
+    return os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+
+
+def run(code: str, *arguments: object, processes: int, devices: int) -> None:
+    """Runs `code` in so many processes that have joined, with so many devices each.
+
+    AssertionError with what one that failed has to say. None outlives the call.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", START + code, *map(str, arguments), str(devices)]
+    members = [
+        subprocess.Popen(
+            command,
+            env=environment()
+            | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(processes)
+    ]
+    try:
+        for member in members:
+            _, err = member.communicate(timeout=TIMEOUT)
+            assert member.returncode == 0, err
+    finally:
+        for member in members:
+            member.kill()
+            member.communicate()
