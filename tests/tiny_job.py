@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TIMEOUT = 2400.0  # seconds
+TIMEOUT = 600.0  # seconds
 START = """
 import sys
 import jax
@@ -22,8 +22,8 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
 
 
-def run(code: str, *arguments: object, processes: int, devices: int) -> None:
-    """Runs `code` in so many processes that have joined, with so many devices each.
+def run(code: str, *arguments: object, devices: int, processes: int = 2) -> None:
+    """Runs `code` in processes that have joined, with so many devices each.
 
     AssertionError with what one that failed has to say. None outlives the call.
     """
