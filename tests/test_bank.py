@@ -218,7 +218,7 @@ np.testing.assert_array_equal(rows, exact(IDS, QUERIES, 10))
 
 @pytest.mark.slow
 def test_two_processes_build_and_search_one_bank(tmp_path, built):
-    tiny_job.run(MEMBER, tmp_path / "bank", devices=2, timeout=300)
+    tiny_job.run(MEMBER, tmp_path / "bank", processes=2, devices=2)
     bank = Bank.load(tmp_path / "bank", Encoder())
     assert bank.ids == IDS
     np.testing.assert_array_equal(bank[range(90)], Bank.load(built)[range(90)])

@@ -1,9 +1,11 @@
 """The bank of a system: its stages, neighbour files, changes, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import tiny_job
 import tiny_system
 from test_commands import launch
 
@@ -243,3 +245,28 @@ def test_a_system_without_retrieval_has_no_bank(tmp_path):
     with pytest.raises(FileNotFoundError, match="'bank' has not finished"):
         memory.remove(tmp_path, ["x"])
     assert workdir.DONE == "DONE.json"
+
+
+MEMBER = """
+from pathlib import Path
+from test_memory import STAGES, retrieval_config
+from cm3leon_jax import stages
+stages.run(retrieval_config(), Path(sys.argv[1]), STAGES)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_build_the_bank_that_one_does(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    stages.run(retrieval_config(), one, STAGES)
+    shutil.copytree(one, two, ignore=shutil.ignore_patterns("bank"))
+    tiny_job.run(MEMBER, two, processes=2, devices=2)
+    banks = [Bank.load(path / "bank") for path in (one, two)]
+    assert banks[0].ids == banks[1].ids
+    every = range(banks[0].rows)
+    np.testing.assert_allclose(banks[0][every], banks[1][every], atol=1e-5)
+    for split in memory.SPLITS:
+        tables = [
+            np.load(neighbours.file_of(path / "bank", split)) for path in (one, two)
+        ]
+        np.testing.assert_array_equal(*tables)
