@@ -24,7 +24,7 @@ from cm3leon_jax import workdir
 from cm3leon_jax.data import records
 from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.pipeline import Rows, batches
-from cm3leon_jax.evaluation import pairs, shapes
+from cm3leon_jax.evaluation import entities, pairs, shapes
 from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
 from cm3leon_jax.memory import build_bank, train_dual_encoder
 from cm3leon_jax.models.attention import xla_attention
@@ -153,7 +153,11 @@ def check_protocol(protocol: Protocol) -> None:
             )
 
 
-EVALUATORS = {"shapes": shapes.TASKS, "pairs": pairs.TASKS}
+EVALUATORS = {
+    "shapes": shapes.TASKS,
+    "pairs": pairs.TASKS,
+    "entities": entities.TASKS,
+}
 STAGES: dict[str, Callable[..., Results]] = {
     "prepare_data": prepare_data,
     "train_text_tokenizer": train_text_tokenizer,

@@ -13,13 +13,16 @@ codes is found late.
 
 Measured on 200 unseen scenes (F1 of exact objects): reconstruction 1.0, text to image
 0.95, infilling 0.9. Captions name the right objects and often swap their places: 0.53.
+
+`study` is the world of entities (`data/entities.py`) for comparisons of runs with and
+without retrieval, of about 6 minutes each: `launch/study.py`.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
-    variants = {"quick": _quick}
+    variants = {"quick": _quick, "study": _study}
     if variant not in variants:
         raise ValueError(f"configs/shapes.py:{variant}: choose from {list(variants)}")
     return variants[variant]().lock()
@@ -117,3 +120,53 @@ def _quick() -> ConfigDict:
             },
         }
     )
+
+
+def _study() -> ConfigDict:
+    c = _quick()
+    c.name = "shapes:study"
+    c.data.source = "entities"
+    c.data.update({"train": 48_000, "validation": 1_000, "test": 2_000})
+    # Every syllable of a name is a piece, or nearly.
+    c.vocabulary.text = 512
+    c.retrieval = {
+        "encoder": {
+            "kind": "trained",
+            "model": {
+                "image_size": 32,
+                "patch": 8,
+                "vision_layers": 2,
+                "vision_width": 64,
+                "vision_heads": 4,
+                "text_vocab": 513,
+                "text_length": 32,
+                "text_layers": 2,
+                "text_width": 64,
+                "text_heads": 4,
+                "embed": 64,
+            },
+            "training": {
+                "optimizer": {
+                    "peak": 2e-3,
+                    "warmup": 50,
+                    "steps": 400,
+                    "schedule": "cosine",
+                    "floor": 0.02,
+                },
+                "batch_size": 256,
+                "text_views": 1.0,
+                "shift": 2,
+            },
+        },
+        "documents": 2,
+    }
+    # Rows that whole samples fill to nine tenths: two with two retrieved documents, or
+    # six without any.
+    c.decoder.update({"length": 224, "positions": "rope"})
+    c.pretrain.packing.row_length = 224
+    c.pretrain.infill.update({"spans": 0.3, "segment": 0.2, "region": 0.15})
+    c.pretrain.optimizer.update({"kind": "muon", "steps": 2240})
+    # All checkpoints are kept: they are the points of the curves.
+    c.pretrain.update({"checkpoint_every": 140, "keep": 16, "validate_every": 560})
+    c.protocol = "configs/eval/entities.py:retrieval"
+    return c

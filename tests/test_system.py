@@ -10,6 +10,7 @@ from configs import cm3leon_7b, cm3leon_350m, cm3leon_760m, icons, shapes
 
 CONFIGS = {
     "shapes:quick": shapes.get_config("quick"),
+    "shapes:study": shapes.get_config("study"),
     "icons:quick": icons.get_config("quick"),
     "cm3leon_350m": cm3leon_350m.get_config(),
     "cm3leon_760m": cm3leon_760m.get_config(),

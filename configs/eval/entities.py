@@ -1,0 +1,31 @@
+"""Entities by the oracle: looks that only memory or retrieval can know.
+
+    python launch/evaluate.py --config configs/eval/entities.py:retrieval \
+        --workdir runs/study/runs/retrieval-0 --checkpoint pretrain
+
+`entity/GROUP@K` is the share of attributes (shape, colour, size) right with K retrieved
+documents, of at least 1,000; `retrieve/recall@2_GROUP` how often one of the two
+documents found has the name; `likelihood/nats@K` the loss per query image token.
+Evaluating puts the documents of the new names into the system's bank. `baseline` is for
+systems without retrieval.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "retrieval") -> ConfigDict:
+    tasks = {
+        "retrieval": ("entity", "retrieve", "likelihood"),
+        "baseline": ("entity", "likelihood"),
+    }[variant]
+    return ConfigDict(
+        {
+            "name": f"entities:{variant}",
+            "world": "entities",
+            "split": "test",
+            "documents": 2000,
+            "tasks": tasks,
+            "shown": 24,
+            "seed": 0,
+        }
+    ).lock()
