@@ -18,9 +18,9 @@ def train_flops_per_token(config: DecoderConfig, length: int) -> float:
     return 6.0 * (weights + attention)
 
 
-def pair_flops(config: DualEncoderConfig) -> float:
-    """FLOPs of the forward pass of one text and one picture through the dual encoder,
-    two per weight and token; three times as many with the backward pass."""
+def pair_flops(config: DualEncoderConfig, texts: int = 1) -> float:
+    """FLOPs of the forward pass of one picture and `texts` texts through the dual
+    encoder, two per weight and token; three times as many with the backward pass."""
 
     def tower(layers: int, width: int, length: int) -> float:
         weights = layers * (4 + 2 * config.mlp_ratio) * width**2
@@ -30,4 +30,4 @@ def pair_flops(config: DualEncoderConfig) -> float:
     patches = 2.0 * config.patches * 3 * config.patch**2 * config.vision_width
     vision = tower(config.vision_layers, config.vision_width, config.patches + 1)
     text = tower(config.text_layers, config.text_width, config.text_length)
-    return patches + vision + text
+    return patches + vision + texts * text
