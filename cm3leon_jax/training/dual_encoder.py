@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,11 +201,12 @@ def view(text: str, keep: Mapping[str, float], draw: Callable[[Any], Any]) -> st
 
     A word that `keep` does not know is kept, and so is the likeliest where none is.
     """
-    words = text.split()
-    chances = np.array([keep[word] if word in keep else 1.0 for word in words])
+    words = re.findall(r"\s*\S+", text)  # with the space before: it is of their pieces
+    names = [word.strip() for word in words]
+    chances = np.array([keep[name] if name in keep else 1.0 for name in names])
     ahead = chances - draw(np.arange(len(words)))
     kept = [word for word, x in zip(words, ahead, strict=True) if x > 0]
-    return " ".join(kept) if kept or not words else words[int(ahead.argmax())]
+    return "".join(kept) if kept or not words else words[int(ahead.argmax())]
 
 
 def text_ids(

@@ -155,4 +155,4 @@ def shifted(images_BYXC: jax.Array, most: int, key: jax.Array) -> jax.Array:
     move_B2 = jax.random.randint(key, (B, 2), -most, most + 1)
     y_BY = jnp.clip(jnp.arange(Y) + move_B2[:, :1], 0, Y - 1)
     x_BX = jnp.clip(jnp.arange(X) + move_B2[:, 1:], 0, X - 1)
-    return images_BYXC[jnp.arange(B)[:, None, None], y_BY[:, :, None], x_BX[:, None]]
+    return jax.vmap(lambda image, y, x: image[y][:, x])(images_BYXC, y_BY, x_BX)
