@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from PIL import Image as Pillow
 
+from cm3leon_jax import encoders
 from cm3leon_jax.codec import (
     HOLE,
     Codec,
@@ -22,10 +23,12 @@ from cm3leon_jax.codec import (
     load_image_tokenizer,
     load_text_tokenizer,
 )
+from cm3leon_jax.context import Context, Retrieve
 from cm3leon_jax.data.documents import Document, Text
 from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.parallel.rules import shardings
+from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.engine import Engine
 from cm3leon_jax.sampling.prompts import Prompt
@@ -34,13 +37,19 @@ from cm3leon_jax.system import System
 from cm3leon_jax.training import checkpoint as checkpoints
 
 _CAPTION = 64  # pieces of a caption, where the context holds so many
+_SHORT = 24  # and so many before retrieved documents take the place
 
 
 class CM3Leon:
     """A decoder with its tokenizers and samplers, all of one work directory.
 
     `batch` is at most how many prompts are decoded together (rounded up to what the
-    mesh divides). `mesh` is where the decoder lies; None is one device.
+    mesh divides). `mesh` is where the decoder lies; None is one device. `memory` is
+    where documents are retrieved from, if there is any.
+
+    `retrieve` of a method is how many documents to retrieve for each prompt (0: none),
+    or lists of documents to be used, one list for each. `context.fallbacks` counts
+    those that could not be had.
     """
 
     def __init__(
@@ -51,6 +60,7 @@ class CM3Leon:
         *,
         mesh: jax.sharding.Mesh | None = None,
         batch: int = 64,
+        memory: Memory | None = None,
     ):
         picture = system.image_tokenizer.model
         wanted = (picture.image_size, (picture.grid, picture.grid))
@@ -63,6 +73,7 @@ class CM3Leon:
         self.system, self.decoder = system, decoder
         self.codec, self.layout = codec, system.layout
         self.engine = Engine(decoder, system.layout, system.rules, mesh, batch)
+        self.context = Context(codec, system.decoder_config.length, memory)
 
     @classmethod
     def load(
@@ -72,8 +83,10 @@ class CM3Leon:
         *,
         mesh: MeshConfig | None = None,
         batch: int = 64,
+        bank: str | Path = "bank",
     ) -> CM3Leon:
-        """Reads a work directory. `checkpoint` is a folder of it, or `FOLDER@STEP`.
+        """Reads a work directory. `checkpoint` is a folder of it, or `FOLDER@STEP`,
+        and so is `bank`, of a system with retrieval; it may be any folder.
 
         `mesh` None is that of the config. Raises FileNotFoundError for what is missing
         there (naming the stage to run) and ValueError where checkpoint or tokenizers
@@ -99,13 +112,45 @@ class CM3Leon:
         codec = Codec(
             system.layout, load_text_tokenizer(workdir), load_image_tokenizer(workdir)
         )
-        return cls(system, decoder, codec, mesh=devices, batch=batch)
+        memory = None
+        if system.retrieval is not None:
+            memory = Memory.load(
+                workdir / bank,
+                encoders.load(system.retrieval.encoder, workdir),
+                skip_above=system.retrieval.skip_above,
+                mesh=devices,
+            )
+        return cls(system, decoder, codec, mesh=devices, batch=batch, memory=memory)
+
+    @property
+    def memory(self) -> Memory | None:
+        """Where documents are retrieved from; another may take its place."""
+        return self.context.memory
+
+    @memory.setter
+    def memory(self, memory: Memory | None) -> None:
+        self.context.memory = memory
+
+    def retrieve(
+        self, text: str | None = None, image: Picture | None = None, k: int = 2
+    ) -> list[Document]:
+        """The `k` documents of the memory that are nearest to a text, a picture or
+        both, best first; fewer where the memory has no more."""
+        array = None if image is None else self.codec.arrays([image])[0]
+        return self.context.documents(k, [text], [array])[0]
 
     def text_to_image(
-        self, prompts: Iterable[str], *, sampler: Sampler | None = None, seed: int = 0
+        self,
+        prompts: Iterable[str],
+        *,
+        retrieve: Retrieve = 0,
+        sampler: Sampler | None = None,
+        seed: int = 0,
     ) -> list[Pillow.Image]:
         """One picture for every prompt."""
         sampler = sampler or self.system.sampling.text_to_image
+        prompts = listed(prompts, str, "prompts")
+        found = self.context.documents(retrieve, prompts, [None] * len(prompts))
         wanted = [
             forms.text_to_image(
                 self.layout,
@@ -113,8 +158,9 @@ class CM3Leon:
                 self.codec.image_tokens,
                 guided=sampler.guidance != 1,
             )
-            for i, prompt in enumerate(listed(prompts, str, "prompts"))
+            for i, prompt in enumerate(prompts)
         ]
+        wanted = self.context.before(wanted, self.context.ids(found))
         codes = [forms.codes(t, self.layout) for t in self._run(wanted, sampler, seed)]
         return self.codec.paint(np.reshape(codes, (-1, *self.codec.image.grid)))
 
@@ -123,17 +169,23 @@ class CM3Leon:
         images: Iterable[Picture],
         *,
         max_text: int | None = None,
+        retrieve: Retrieve = 0,
         sampler: Sampler | None = None,
         seed: int = 0,
     ) -> list[str]:
         """A caption of every picture, of at most `max_text` pieces (default: 64, or
         what the context holds if that is less)."""
         sampler = _unguided(sampler, self.system.sampling.caption, "a caption")
+        arrays = self.codec.arrays(images)
+        found = self.context.documents(retrieve, [None] * len(arrays), list(arrays))
+        rows = self.context.ids(found)
         if max_text is None:
             room = self.system.decoder_config.length - self.codec.image_tokens - 5
-            max_text = min(room, _CAPTION)
-        codes = self.codec.image.encode(self.codec.arrays(images))
+            longest = max(sum(len(ids) + 1 for ids in row) for row in rows)
+            max_text = min(max(room - longest, min(room, _SHORT)), _CAPTION)
+        codes = self.codec.image.encode(arrays)
         wanted = [forms.caption(self.layout, c, max_text) for c in codes]
+        wanted = self.context.before(wanted, rows)
         return [
             self.codec.decode_text(forms.texts(tokens, self.layout)[0])
             for tokens in self._run(wanted, sampler, seed)

@@ -19,7 +19,7 @@ LAYERS = (
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
-    ("retrieval_config", "system", "codec", "encoders", "api"),
+    ("retrieval_config", "system", "codec", "encoders", "context", "api"),
     ("evaluation",),
     ("preparation", "memory", "stages"),
 )

@@ -206,6 +206,11 @@ class Bank:
     def __len__(self) -> int:
         return self.rows - len(self._removed)
 
+    @property
+    def alive(self) -> np.ndarray:
+        """Which rows can be found: bool [rows], False where one was removed."""
+        return self._alive
+
     @cached_property
     def ids(self) -> list[str]:
         """The id of the document of every row, removed ones included."""

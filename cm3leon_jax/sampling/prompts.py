@@ -15,7 +15,8 @@ The forms are those of training samples (paper sections 1.6, 1.7), for example
     region          <eos> text <break> i0 <s0> i3 <s0>            IMAGE × 2  <eoss>
 
 A guided prompt has a second stream in which the text is hidden, `<eos> <s0> <break>`;
-both streams are given the same sampled tokens.
+both streams are given the same sampled tokens. Retrieved documents stand before all of
+these, in every stream: `<eos> (document <break>)×R text <break>`.
 """
 
 from __future__ import annotations
@@ -137,6 +138,24 @@ def region_infill(
         streams.append(_ids(layout.eos, shown, layout.brk, *body, image_L[seen:]))
         scripts.append(_ids(*script))
     return Prompt(tuple(streams), tuple(scripts))
+
+
+def after(
+    prompt: Prompt, documents: Sequence[np.ndarray], layout: Layout, limit: int
+) -> tuple[Prompt, int]:
+    """A prompt after retrieved documents (their ids), and how many of them it has.
+
+    The last ones are left out, whole, where the context of `limit` would not hold them
+    with all that is to be written. Guidance hides the text, never the documents: both
+    streams have them, so that it strengthens what the text says.
+    """
+    pairs = list(zip(prompt.streams, prompt.scripts, strict=True))
+    need = max(len(ids) + int((s != layout.pad).sum()) for ids, s in pairs)
+    ends = np.cumsum([len(document) + 1 for document in documents])
+    count = int(np.searchsorted(ends, limit - need, side="right"))
+    parts = [part for document in documents[:count] for part in (document, layout.brk)]
+    streams = (_ids(ids[:1], *parts, ids[1:]) for ids in prompt.streams)
+    return Prompt(tuple(streams), prompt.scripts), count
 
 
 def free(prompt: Sequence[int] | np.ndarray, length: int) -> Prompt:

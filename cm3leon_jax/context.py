@@ -1,0 +1,91 @@
+"""Retrieved documents before prompts: what is found, what fits, what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+from cm3leon_jax.codec import Codec, listed
+from cm3leon_jax.data.documents import Document
+from cm3leon_jax.retrieval.recall import Memory
+from cm3leon_jax.sampling import prompts as forms
+from cm3leon_jax.sampling.prompts import Prompt
+
+# How many documents to retrieve for each prompt (0: none), or lists of documents to be
+# used, one list for each.
+Retrieve = int | Sequence[Sequence[Document]]
+
+
+class Context:
+    """A memory (or None) and a decoder's context of `limit` tokens.
+
+    `fallbacks` counts the documents that could not be had: "missing", of which the
+    memory has no more, and "dropped", which the context does not hold.
+    """
+
+    def __init__(self, codec: Codec, limit: int, memory: Memory | None):
+        self.codec, self.limit, self.memory = codec, limit, memory
+        self.fallbacks: Counter[str] = Counter()
+
+    def documents(
+        self,
+        retrieve: Retrieve,
+        texts: Sequence[str | None],
+        images: Sequence[np.ndarray | None],
+    ) -> list[list[Document]]:
+        """The documents for each query (a text, a picture, or both): those given, or
+        those retrieved. ValueError where there is no memory, or no list for each."""
+        if not isinstance(retrieve, int | np.integer):
+            given = [list(row) for row in retrieve]
+            if len(given) != len(texts):
+                raise ValueError(
+                    f"retrieve has {len(given)} lists of documents for {len(texts)} "
+                    "prompts: give one list each, which may be empty"
+                )
+            return [
+                listed(row, Document, f"retrieve[{i}]") if row else []
+                for i, row in enumerate(given)
+            ]
+        if retrieve < 0:
+            raise ValueError(f"retrieve={retrieve} must not be negative")
+        if retrieve == 0:
+            return [[] for _ in texts]
+        if self.memory is None:
+            raise ValueError(
+                f"retrieve={retrieve}: this system has no memory to retrieve from; "
+                "give documents, or use a system with a section `retrieval`"
+            )
+        found = self.memory.find(texts, images, retrieve)
+        self._count("missing", [retrieve - len(row) for row in found])
+        return found
+
+    def ids(self, found: Sequence[Sequence[Document]]) -> list[list[np.ndarray]]:
+        """Documents as ids, all their pictures encoded together."""
+        flat = [document for row in found for document in row]
+        ids = iter(self.codec.ids(flat) if flat else ())
+        return [[next(ids) for _ in row] for row in found]
+
+    def before(
+        self, wanted: Sequence[Prompt], rows: Sequence[Sequence[np.ndarray]]
+    ) -> list[Prompt]:
+        """Prompts with the documents (ids) of each before them, as many as fit."""
+        made, lost = [], []
+        for prompt, row in zip(wanted, rows, strict=True):
+            whole, count = forms.after(prompt, row, self.codec.layout, self.limit)
+            made.append(whole)
+            lost.append(len(row) - count)
+        self._count("dropped", lost)
+        return made
+
+    def _count(self, what: str, numbers: Sequence[int]) -> None:
+        """Counts, and says, that prompts have fewer documents than they should."""
+        if any(numbers):
+            self.fallbacks[what] += sum(numbers)
+            short = sum(number > 0 for number in numbers)
+            logging.warning(
+                "%d of %d prompts go on with fewer documents (%s: %d)",
+                *(short, len(numbers), what, sum(numbers)),
+            )

@@ -1,0 +1,301 @@
+"""Prompts after retrieved documents: their form, what fits, and what is said."""
+
+import types
+
+import numpy as np
+import pytest
+from tiny_data import GRID, LAYOUT, BlockTokenizer, ByteTokenizer, make_documents
+
+from cm3leon_jax.api import CM3Leon
+from cm3leon_jax.codec import Codec
+from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.data.infill import InfillConfig, draw, place_points
+from cm3leon_jax.data.pipeline import build_sample
+from cm3leon_jax.data.records import index_of
+from cm3leon_jax.data.tokenization import tokenize
+from cm3leon_jax.retrieval import bank as banks
+from cm3leon_jax.retrieval.recall import Memory
+from cm3leon_jax.sampling import prompts
+from cm3leon_jax.sampling.engine import Engine
+from cm3leon_jax.sampling.sampler import Sampler
+
+EOS, BRK, S0 = LAYOUT.eos, LAYOUT.brk, LAYOUT.sentinels[0]
+LIMIT, IMAGE_TOKENS = 110, 16
+DOCUMENTS = make_documents(6)
+
+
+class Words(ByteTokenizer):
+    def decode(self, pieces):
+        return bytes(pieces).decode()
+
+
+class Pictures(BlockTokenizer):
+    def decode(self, codes):
+        return np.zeros((len(codes), 8, 8, 3), np.uint8)
+
+
+CODEC = Codec(LAYOUT, Words(), Pictures())
+IDS = CODEC.ids(DOCUMENTS)
+
+
+def _joined(numbers):
+    return [token for i in numbers for token in (*IDS[i].tolist(), BRK)]
+
+
+def test_documents_stand_before_every_form_in_every_stream():
+    pieces, codes = [104, 105], np.arange(16).reshape(GRID)
+    cells = np.zeros(GRID, bool)
+    cells[1:3, 1:3] = True
+    for prompt in (
+        prompts.text_to_image(LAYOUT, pieces, IMAGE_TOKENS, guided=True),
+        prompts.caption(LAYOUT, codes, 8),
+        prompts.region_infill(LAYOUT, codes, cells, pieces, guided=True),
+    ):
+        whole, count = prompts.after(prompt, IDS[:2], LAYOUT, 999)
+        assert count == 2 and whole.scripts is prompt.scripts
+        for before, ids in zip(prompt.streams, whole.streams, strict=True):
+            assert ids.dtype == np.int32
+            assert ids.tolist() == [EOS, *_joined([0, 1]), *before[1:].tolist()]
+        same, count = prompts.after(prompt, [], LAYOUT, 999)
+        assert count == 0
+        for before, ids in zip(prompt.streams, same.streams, strict=True):
+            np.testing.assert_array_equal(before, ids)
+    prompt = prompts.text_to_image(LAYOUT, pieces, IMAGE_TOKENS, guided=True)
+    text, nothing = prompts.after(prompt, IDS[:2], LAYOUT, 999)[0].streams
+    assert text.tolist()[-4:] == [BRK, *LAYOUT.text_ids(pieces).tolist(), BRK]
+    assert nothing.tolist() == [EOS, *_joined([0, 1]), S0, BRK]
+
+
+def test_prompts_are_the_beginnings_of_samples_with_retrieved_documents():
+    query, *found = tokenize_some(DOCUMENTS[:3])
+    codes = LAYOUT.codes(query.tokens[slice(*query.bounds[1])]).reshape(GRID)
+    pieces = LAYOUT.pieces(query.tokens[slice(*query.bounds[0])])
+    hidden = InfillConfig(spans=0, segment=1, region=0, region_without_text=0)
+    seen = set()
+    for epoch in range(8):
+        number = np.zeros(1, np.int64)
+        options = {"epoch": epoch, "seed": 0}
+        draws = draw(
+            *(hidden, index_of([query], LAYOUT), number),
+            **options, sentinels=12, capacity=None,
+        )  # fmt: skip
+        points = place_points(draws, number, **options)
+        sample = build_sample(query, draws, 0, points[0], LAYOUT, found)
+        start = 1 + sum(len(record.tokens) + 1 for record in found)
+        if sample.tokens[start] == S0:  # its text is hidden
+            form = prompts.caption(LAYOUT, codes, 20)
+            guided = prompts.text_to_image(LAYOUT, pieces, IMAGE_TOKENS, guided=True)
+            ids = [record.tokens for record in found]
+            for stream in (
+                prompts.after(form, ids, LAYOUT, 999)[0].streams[0],
+                prompts.after(guided, ids, LAYOUT, 999)[0].streams[1],
+            ):
+                np.testing.assert_array_equal(stream, sample.tokens[: len(stream)])
+            seen.add("caption")
+    assert seen
+
+
+def tokenize_some(documents):
+    return list(tokenize(documents, ByteTokenizer(), BlockTokenizer(), LAYOUT, 1, 0))
+
+
+def test_the_last_documents_go_whole_where_the_context_is_full():
+    prompt = prompts.text_to_image(LAYOUT, [104], IMAGE_TOKENS, guided=True)
+    need = len(prompt.streams[0]) + IMAGE_TOKENS
+    sizes = [len(ids) + 1 for ids in IDS]
+    for count in range(4):
+        for spare in (0, sizes[count] - 1):
+            limit = need + sum(sizes[:count]) + spare
+            whole, fits = prompts.after(prompt, IDS, LAYOUT, limit)
+            assert fits == count
+            prompts.stack([whole], LAYOUT, limit)
+            assert whole.streams[0].tolist()[1:-2] == _joined(range(count))
+    # A prompt that does not fit by itself is refused later, by `stack`, not cut.
+    whole, fits = prompts.after(prompt, IDS, LAYOUT, need - 1)
+    assert fits == 0
+    with pytest.raises(ValueError, match="shorten the text"):
+        prompts.stack([whole], LAYOUT, need - 1)
+
+
+class Asked:
+    """A memory that notes its questions and finds the first documents."""
+
+    def __init__(self, has=6):
+        self.has, self.calls = has, []
+
+    def find(self, texts, images, k):
+        self.calls.append((list(texts), [x is not None for x in images], k))
+        return [DOCUMENTS[: min(k, self.has)] for _ in texts]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Streams of all prompts that a decoder would be given, call by call."""
+    calls = []
+
+    def write(self, wanted, sampler, seed, image_tokens):
+        prompts.stack(wanted, self.layout, LIMIT)
+        calls.append([[ids.tolist() for ids in p.streams] for p in wanted])
+        image = LAYOUT.image_ids(np.zeros(image_tokens, int))
+        text = [*LAYOUT.text_ids([104, 105]), LAYOUT.eoss]
+        for prompt in wanted:
+            yield image if prompt.scripts[0][0] == prompts.IMAGE else np.array(text)
+
+    monkeypatch.setattr(Engine, "write", write)
+    return calls
+
+
+def _model(memory=None):
+    names = types.SimpleNamespace
+    sampling = names(
+        text_to_image=Sampler(guidance=2.0), caption=Sampler(), infill=Sampler()
+    )
+    system = names(
+        name="tiny",
+        layout=LAYOUT,
+        rules=None,
+        sampling=sampling,
+        decoder_config=names(length=LIMIT),
+        image_tokenizer=names(model=names(image_size=8, grid=4)),
+    )
+    decoder = names(config=names(length=LIMIT))
+    return CM3Leon(system, decoder, CODEC, memory=memory)
+
+
+def test_text_to_image_with_documents_given_and_retrieved(written):
+    model = _model(Asked())
+    texts = ["a red", "blue"]
+    model.text_to_image(texts)
+    plain = written.pop()
+    model.text_to_image(texts, retrieve=[DOCUMENTS[2:4], []])
+    first, second = written.pop()
+    assert second == plain[1]
+    for before, ids in zip(plain[0], first, strict=True):
+        assert ids == [EOS, *_joined([2, 3]), *before[1:]]
+    assert first[1][-2:] == [S0, BRK]  # guidance keeps the documents
+    assert not model.memory.calls
+    model.text_to_image(texts, retrieve=1)
+    assert model.memory.calls == [(texts, [False, False], 1)]
+    for ids in written.pop():
+        assert ids[0][: 1 + len(_joined([0]))] == [EOS, *_joined([0])]
+    assert not model.context.fallbacks
+
+
+def test_caption_with_documents_given_and_retrieved(written):
+    model = _model(Asked())
+    pictures = [DOCUMENTS[4].segments[1].array, DOCUMENTS[5].segments[1].array]
+    assert model.caption(pictures, retrieve=2) == ["hi", "hi"]
+    assert model.memory.calls == [([None, None], [True, True], 2)]
+    for i, (ids,) in enumerate(written.pop(), 4):
+        form = prompts.caption(LAYOUT, CODEC.image.encode(pictures)[i - 4], 1)
+        assert ids == [EOS, *_joined([0, 1]), *form.streams[0][1:].tolist()]
+    # Captions get shorter before documents are dropped, but not too short.
+    model.caption(pictures, retrieve=[DOCUMENTS[:2], DOCUMENTS[:3]])
+    assert model.context.fallbacks["dropped"] in (0, 1)
+
+
+def test_fewer_documents_are_counted_and_said(written, caplog):
+    model = _model(Asked(has=1))
+    model.text_to_image(["a", "b"], retrieve=3)
+    assert model.context.fallbacks == {"missing": 4}
+    assert "2 of 2 prompts go on with fewer documents (missing: 4)" in caplog.text
+    written.clear()
+    model.text_to_image(["a"], retrieve=[DOCUMENTS])
+    ids = written.pop()[0][0]
+    kept = sum(ids.count(token) for token in (BRK,)) // 2
+    assert model.context.fallbacks["dropped"] == len(DOCUMENTS) - kept > 0
+    assert ids[: 1 + len(_joined(range(kept)))] == [EOS, *_joined(range(kept))]
+    model.memory = Asked(has=0)
+    assert model.retrieve(text="a") == []
+    assert model.context.fallbacks["missing"] == 6
+
+
+@pytest.mark.parametrize(
+    "ask, message",
+    [
+        (lambda m: m.text_to_image(["a"], retrieve=-1), "retrieve=-1"),
+        (lambda m: m.text_to_image(["a"], retrieve=2), "no memory to retrieve from"),
+        (lambda m: m.text_to_image(["a"], retrieve=[[], []]), "2 lists of documents"),
+        (
+            lambda m: m.text_to_image(["a"], retrieve=[["b"]]),
+            r"retrieve\[0\]\[0\] is s",
+        ),
+        (lambda m: m.caption([], retrieve=1), "at least one entry"),
+        (lambda m: m.retrieve(text="a"), "no memory"),
+    ],
+)
+def test_bad_input_is_named(ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(_model())
+
+
+class Letters:
+    """An encoder of two directions a document: its first letter, its brightness."""
+
+    name, size = "letters", 30
+
+    def texts(self, texts):
+        rows = np.eye(self.size, dtype=np.float32)
+        return np.stack([rows[ord(text[0]) - ord("a")] for text in texts])
+
+    def images(self, images):
+        made = np.zeros((len(images), self.size), np.float32)
+        made[:, 26] = 1
+        made[:, 27] = [np.mean(x) / 255 for x in images]
+        return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+    def documents(self, documents):
+        texts = self.texts([d.segments[0].text for d in documents])
+        images = self.images([d.segments[1].array for d in documents])
+        return ((texts + images) / np.sqrt(2)).astype(np.float32)
+
+
+def _picture(level):
+    return np.full((8, 8, 3), level, np.uint8)
+
+
+def test_the_memory_finds_by_text_by_picture_and_by_both(tmp_path):
+    documents = [
+        Document((Text(letter), Image(_picture(level))), id=f"{letter}{level}")
+        for letter, level in zip("aabbc", (0, 250, 100, 101, 200), strict=True)
+    ]
+    bank = banks.build(tmp_path, Letters(), documents)
+    memory = Memory(bank, Letters(), skip_above=0.995)
+    assert len(memory) == 5 and memory.ids == [d.id for d in documents]
+    black, white = _picture(0), _picture(255)
+
+    def ids(*questions, k=2):
+        found = memory.find(*zip(*questions, strict=True), k)
+        return [[document.id for document in row] for row in found]
+
+    by_text, by_picture, both = ids(("a", None), (None, white), ("a", black))
+    assert sorted(by_text) == ["a0", "a250"]
+    assert by_picture == ["a250", "c200"] and both[0] == "a0"
+    # The two pictures of b are near-duplicates of each other: one of them is enough.
+    ((first, second),) = ids(("b", None))
+    assert first in ("b100", "b101") and second[0] != "b"
+    # All that is alike counts once, then there is no more.
+    assert len(ids(("c", None), k=9)[0]) == 4
+    extra = Document((Text("z"), Image(black)), id="z")
+    memory.add([extra])
+    memory.add([])
+    assert ids(("z", None), k=1) == [["z"]] and memory.ids[-1] == "z"
+    memory.remove(["a0"])
+    assert "a0" not in memory.ids and ids(("a", None), k=1) == [["a250"]]
+    for question, message in (
+        ((None, None), "query 0 is empty"),
+        (("  ", None), "0 is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ids(question)
+    with pytest.raises(ValueError, match="k=0"):
+        ids(("a", None), k=0)
+    other = Letters()
+    other.name = "others"
+    with pytest.raises(ValueError, match="made with encoder letters"):
+        Memory(bank, other, skip_above=0.9)
+    with pytest.raises(FileNotFoundError):
+        Memory.load(tmp_path, Letters(), skip_above=None)
+    (tmp_path / "calibration.json").write_text('{"skip_above": 0.25}')
+    assert Memory.load(tmp_path, Letters(), skip_above=None).skip_above == 0.25
+    assert Memory.load(tmp_path, Letters(), skip_above=0.5).skip_above == 0.5
