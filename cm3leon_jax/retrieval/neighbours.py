@@ -42,7 +42,7 @@ PART_ROWS = 8192
 _AT_ONCE = 512  # documents of one round of search
 _FIRST = 8  # times as many are found as are needed, then _MORE times as many again
 _MORE, _MOST = 4, 1024
-_SCORES = 1 << 24  # of candidates with candidates that are held at once
+_NUMBERS = 1 << 25  # of the candidates' vectors that are held at once
 _PAIRS = 2000  # of each kind, to calibrate with
 _SAME = ("entity", "subject")  # metadata that say of what thing a document is
 _QUALITY = 75  # of the JPEG that makes a near-duplicate
@@ -185,7 +185,8 @@ def _chosen(
             if mine.any():
                 _, found = bank.search(vectors[mine], wanted, mesh)
                 hits[np.searchsorted(left, numbers[mine]), way] = found
-        at_once = max(1, _SCORES // (len(queries) * wanted) ** 2)
+        at_once = max(1, _NUMBERS // (len(queries) * wanted * bank.size))
+        asked = np.stack([np.isin(left, numbers) for numbers, _ in queries], axis=1)
         short = []
         for start in range(0, len(left), at_once):
             some = left[start : start + at_once]
@@ -194,9 +195,11 @@ def _chosen(
                 per_query=per_query, skip_above=skip_above,
             )  # fmt: skip
             rows[some] = chosen.rows
-            for number, reasons in zip(some, chosen.reasons, strict=True):
-                all_reasons[number] = reasons
-            short.append((chosen.rows < 0).any(axis=1))
+            asks = asked[start : start + at_once]
+            for number, reasons, mine in zip(some, chosen.reasons, asks, strict=True):
+                all_reasons[number] = reasons[mine]
+            empty = (chosen.rows < 0).reshape(len(some), len(queries), per_query)
+            short.append((empty.any(axis=2) & asks).any(axis=1))
         if wanted >= min(bank.rows, _MOST):
             break
         left, wanted = left[np.concatenate(short)], wanted * _MORE

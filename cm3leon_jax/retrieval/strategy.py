@@ -78,7 +78,6 @@ def select(
     rows_BN = hits_BQK.reshape(queries, ways * found)
     there_BN = rows_BN >= 0
     candidates_BNE = _vectors(vectors, rows_BN)
-    score_BNN = np.einsum("BNE,BME->BNM", candidates_BNE, candidates_BNE)
     like_query_BN = np.zeros_like(there_BN)
     if own_BE is not None:
         own_BE = _finite(np.asarray(own_BE, np.float32), "the queries")
@@ -90,22 +89,20 @@ def select(
         scores_BN = np.einsum("BNE,BE->BN", candidates_BNE, own_BE)
         like_query_BN = scores_BN > skip_above
     reasons_BN = np.full((queries, ways * found), NOT_NEEDED, np.int8)
-    chosen_BN = np.zeros_like(there_BN)
+    twice_BN, like_BN = np.zeros_like(there_BN), np.zeros_like(there_BN)
     chosen_BR = np.full((queries, ways * per_query), -1, np.int32)
     every = np.arange(queries)
     for way in range(ways):
         count_B = np.zeros(queries, np.int64)
         for n in range(way * found, (way + 1) * found):
-            row_B, before_BN = rows_BN[:, n], chosen_BN[:, :n]
-            twice_B = (before_BN & (rows_BN[:, :n] == row_B[:, None])).any(axis=1)
-            like_B = (before_BN & (score_BNN[:, n, :n] > skip_above)).any(axis=1)
+            row_B = rows_BN[:, n]
             reason_B = np.select(
                 [
                     ~there_BN[:, n],
                     row_B == own,
                     like_query_BN[:, n],
-                    twice_B,
-                    like_B,
+                    twice_BN[:, n],
+                    like_BN[:, n],
                     count_B >= per_query,
                 ],
                 [NOTHING, ITSELF, LIKE_QUERY, TWICE, LIKE_CHOSEN, NOT_NEEDED],
@@ -113,7 +110,12 @@ def select(
             )
             reasons_BN[:, n] = reason_B
             take_B = reason_B == CHOSEN
-            chosen_BN[:, n] = take_B
+            # Of the few that are chosen only: all with all would be N times the work.
+            twice_BN[take_B] |= rows_BN[take_B] == row_B[take_B, None]
+            scores_TN = np.einsum(
+                "TNE,TE->TN", candidates_BNE[take_B], candidates_BNE[take_B, n]
+            )
+            like_BN[take_B] |= scores_TN > skip_above
             slot_B = way * per_query + count_B
             chosen_BR[every[take_B], slot_B[take_B]] = row_B[take_B]
             count_B += take_B
