@@ -24,7 +24,7 @@ from cm3leon_jax.codec import (
     load_text_tokenizer,
 )
 from cm3leon_jax.context import Context, Retrieve
-from cm3leon_jax.data.documents import Document, Text
+from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.parallel.rules import shardings
@@ -169,13 +169,24 @@ class CM3Leon:
         images: Iterable[Picture],
         *,
         max_text: int | None = None,
+        candidates: int = 1,
         retrieve: Retrieve = 0,
         sampler: Sampler | None = None,
         seed: int = 0,
     ) -> list[str]:
         """A caption of every picture, of at most `max_text` pieces (default: 64, or
-        what the context holds if that is less)."""
+        what the context holds if that is less).
+
+        Of several `candidates` the one is returned that is most likely together with
+        its picture, p(caption) p(picture | caption): the model asks itself whether it
+        would have drawn that picture. They are sampled, so a greedy sampler gets a
+        temperature of 1.
+        """
         sampler = _unguided(sampler, self.system.sampling.caption, "a caption")
+        if candidates < 1:
+            raise ValueError(f"candidates={candidates} must be at least 1")
+        if candidates > 1 and sampler.temperature == 0:
+            sampler = dataclasses.replace(sampler, temperature=1.0)
         arrays = self.codec.arrays(images)
         found = self.context.documents(retrieve, [None] * len(arrays), list(arrays))
         rows = self.context.ids(found)
@@ -186,10 +197,24 @@ class CM3Leon:
         codes = self.codec.image.encode(arrays)
         wanted = [forms.caption(self.layout, c, max_text) for c in codes]
         wanted = self.context.before(wanted, rows)
-        return [
+        wanted = [prompt for prompt in wanted for _ in range(candidates)]
+        texts = [
             self.codec.decode_text(forms.texts(tokens, self.layout)[0])
             for tokens in self._run(wanted, sampler, seed)
         ]
+        return texts if candidates == 1 else self._likeliest(texts, arrays, candidates)
+
+    def _likeliest(
+        self, texts: list[str], arrays_BYXC: np.ndarray, candidates: int
+    ) -> list[str]:
+        """Of each picture's `candidates` texts the one most likely together with it."""
+        pairs = [
+            Document((Text(text), Image(array=arrays_BYXC[i // candidates])))
+            for i, text in enumerate(texts)
+        ]
+        scores = np.reshape(self.log_likelihood(pairs), (-1, candidates))
+        first = range(0, len(texts), candidates)
+        return [texts[i + k] for i, k in zip(first, scores.argmax(axis=1), strict=True)]
 
     def infill(
         self,

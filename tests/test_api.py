@@ -128,6 +128,25 @@ def test_caption_and_reconstruct(model, documents):
     assert np.array_equal(again, model.codec.image.decode(codes))
 
 
+def test_the_likeliest_of_several_captions_is_chosen(model, documents):
+    images, warm = pictures(documents)[:2], Sampler(temperature=1.0)
+    greedy = Sampler(temperature=0.0)
+    options = {"max_text": 12, "seed": 3}
+    best = model.caption(images, candidates=3, sampler=greedy, **options)
+    # A candidate's noise is that of its number among all prompts.
+    every = model.caption(
+        [i for i in images for _ in range(3)], sampler=warm, **options
+    )
+    arrays = model.codec.arrays(images)
+    for picture, chosen, texts in zip(
+        arrays, best, (every[:3], every[3:]), strict=True
+    ):
+        pairs = [Document((Text(t), Image(array=picture))) for t in texts]
+        assert chosen == texts[int(np.argmax(model.log_likelihood(pairs)))]
+    with pytest.raises(ValueError, match="candidates=0"):
+        model.caption(images, candidates=0)
+
+
 def test_infill_keeps_what_is_outside_the_mask(model, documents):
     mask = np.zeros((32, 32), bool)
     mask[3:14, 5:9] = True

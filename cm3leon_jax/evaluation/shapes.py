@@ -58,17 +58,21 @@ def unseen_pairs(model: CM3Leon, documents: Sequence[Document], seed: int) -> Ou
 
 
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
-    """`objects`: what the caption of a picture names."""
+    """What the caption of a picture names: `objects` of the one caption that is
+    written, `objects_of_8` of the likeliest of eight."""
     originals = _pictures(documents)
-    texts = model.caption(originals, seed=seed)
     world = _world(model)
     wanted = _wanted(documents)
-    found = [oracle.parse_caption(world, text) for text in texts]
+    scores = {}
+    for name, candidates in (("objects_of_8", 8), ("objects", 1)):
+        texts = model.caption(originals, candidates=candidates, seed=seed)
+        found = [oracle.parse_caption(world, text) for text in texts]
+        scores[name] = _objects(documents, wanted, found)
     samples = [
         Sample(text=text, pictures={"picture": picture}, ok=w == f, note=_say(w, f))
         for text, picture, w, f in zip(texts, originals, wanted, found, strict=True)
     ]
-    return Outcome({"objects": _objects(documents, wanted, found)}, samples)
+    return Outcome(scores, samples)
 
 
 def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
