@@ -1,0 +1,63 @@
+"""A job of two processes makes, stage by stage, what one process makes."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_job
+from tiny_system import tiny_config
+
+from cm3leon_jax.tokenizers.image import ImageTokenizer
+from cm3leon_jax.training import metrics
+
+MEMBER = """
+import json
+from pathlib import Path
+from cm3leon_jax import stages
+config, directory = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+for again in range(2):  # the second time all is done
+    made = stages.run(config, directory)
+(directory / f"results.{jax.process_index()}").write_text(json.dumps(made))
+"""
+
+
+def job_config():
+    c = tiny_config()
+    # No k-means and no restart: their random choices turn on the last bit.
+    c["image_tokenizer"]["training"] |= {"unquantised_steps": 0, "restart_until": 0}
+    c["image_tokenizer"]["training"] |= {"log_every": 1, "validate_every": 3}
+    return c
+
+
+def losses(folder):
+    return [line["loss"] for line in metrics.read(folder) if "loss" in line]
+
+
+@pytest.mark.slow
+def test_two_processes_run_every_stage_like_one(tmp_path):
+    one, two, given = tmp_path / "one", tmp_path / "two", tmp_path / "config.json"
+    given.write_text(json.dumps(job_config()))
+    tiny_job.run(MEMBER, given, one, devices=2, processes=1)
+    tiny_job.run(MEMBER, given, two, devices=1)
+
+    for name in ("documents", "tokens"):
+        files = sorted(file.name for file in (one / name).glob("*.array_record"))
+        assert len(files) == 3 * 4  # splits and shards
+        for file in files:
+            assert (one / name / file).read_bytes() == (two / name / file).read_bytes()
+    for name, steps in (("image_tokenizer", 6), ("pretrain", 4)):
+        assert len(losses(two / name)) == steps
+        np.testing.assert_allclose(losses(two / name), losses(one / name), rtol=1e-4)
+
+    made, first, second = (
+        json.loads(path.read_text())
+        for path in (one / "results.0", two / "results.0", two / "results.1")
+    )
+    assert first == second
+    for stage, score in (("train_image_tokenizer", "psnr"), ("pretrain", "loss")):
+        assert first[stage][score] == pytest.approx(made[stage][score], rel=1e-4)
+    codes = np.zeros((1, 4, 4), np.int32)
+    pictures = [
+        ImageTokenizer.load(run / "image_tokenizer").decode(codes) for run in (one, two)
+    ]
+    np.testing.assert_allclose(*pictures, atol=1)
