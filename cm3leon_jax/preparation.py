@@ -14,7 +14,7 @@ import numpy as np
 from cm3leon_jax import workdir
 from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
 from cm3leon_jax.data import records, sources
-from cm3leon_jax.data.documents import Image, Text
+from cm3leon_jax.data.documents import Image
 from cm3leon_jax.evaluation.reconstruction import scores
 from cm3leon_jax.interop import efficientnet
 from cm3leon_jax.parallel.distributed import together
@@ -48,15 +48,11 @@ def train_text_tokenizer(
     need(directory, "documents")
 
     def work() -> Results:
-        documents = sources.read_documents(directory / "documents", "train")
-        texts = (
-            segment.text
-            for document in documents
-            for segment in document.segments
-            if isinstance(segment, Text)
-        )
         text_tokenizer.train(
-            texts, folder / "model", system.vocabulary.text, system.seed
+            sources.read_texts(directory / "documents", "train"),
+            folder / "model",
+            system.vocabulary.text,
+            system.seed,
         )
         return {"pieces": system.vocabulary.text}
 
