@@ -69,6 +69,9 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
                 microbatches=settings.microbatches,
                 loss_blocks=settings.loss_blocks,
                 z_loss=settings.z_loss,
+                retrieved_weight=1.0
+                if system.retrieval is None
+                else system.retrieval.weight,
             ),
             "shard": shard_fn(mesh, system.rules),
             "attention": xla_attention,
@@ -113,7 +116,10 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
         )
         # The loss of a group without tokens is not a number.
         held_out = {k: x for k, x in validate(final).items() if math.isfinite(x)}
-        return {"steps": settings.optimizer.steps, **_overlong(rows), **held_out}
+        made = {"steps": settings.optimizer.steps, **_overlong(rows), **held_out}
+        if system.retrieval is not None:
+            made["retrieved"] = rows.retrieved(0)
+        return made
 
     return run_stage(system, folder, work, overwrite, everyone=True)
 

@@ -97,3 +97,43 @@ def test_blocks_change_neither_loss_nor_gradient(case):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="loss_blocks=3 does not divide"):
         result(3)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.1, 0.0])
+def test_the_weight_is_on_retrieved_tokens_only_and_groups_count_every_token(
+    case, weight
+):
+    retrieved = np.arange(B * L).reshape(B, L) % 3 == 0
+    arguments = (lambda x: x @ case["w"], case["hidden"], case["targets"])
+    plain = next_token_loss(
+        *arguments, case["weights"], case["moved"], layout=tiny.LAYOUT
+    )
+    sums = next_token_loss(
+        *arguments,
+        case["weights"],
+        case["moved"],
+        layout=tiny.LAYOUT,
+        retrieved_BL=jnp.asarray(retrieved),
+        retrieved_weight=weight,
+    )
+    nll, log_z = token_nll(case["hidden"] @ case["w"], case["targets"])
+    targets, used = np.asarray(case["targets"]), np.asarray(case["weights"]) > 0
+    counted = np.where(retrieved, weight, 1.0) * used
+    for key, of in (("nll", nll), ("z", np.square(log_z)), ("count", np.ones((B, L)))):
+        np.testing.assert_allclose(sums[key], (of * counted).sum(), rtol=1e-5)
+    image = np.isin(targets, tiny.LAYOUT.image)
+    for name, member in {
+        "query": ~retrieved,
+        "retrieved": retrieved,
+        "query_image": image & ~retrieved,
+    }.items():
+        chosen = np.asarray(nll)[member & used]
+        assert sums[f"count/{name}"] == len(chosen) > 0
+        np.testing.assert_allclose(sums[f"nll/{name}"], chosen.sum(), rtol=1e-5)
+        np.testing.assert_allclose(
+            means(sums)[f"loss/{name}"], chosen.mean(), rtol=1e-5
+        )
+    for name in ("text", "image", "context", "moved"):  # whatever the weight
+        assert sums[f"nll/{name}"] == plain[f"nll/{name}"]
+    if weight == 1:
+        assert all(sums[key] == plain[key] for key in ("nll", "z", "count"))

@@ -9,7 +9,7 @@ import tiny_training as tiny
 
 from cm3leon_jax.parallel.rules import batch_sharding, shardings
 from cm3leon_jax.training import step
-from cm3leon_jax.training.loss import GROUPS
+from cm3leon_jax.training.loss import GROUPS, RETRIEVAL_GROUPS
 
 
 @functools.cache
@@ -54,7 +54,7 @@ def test_accumulation_is_exact(sizes):
     parts = step.StepConfig(segmented=True, microbatches=2, loss_blocks=4)
     whole, cut = losses((1, 1, 1), tiny.STEP, 20), losses(sizes, parts, 20)
     counts = [
-        step.loss_weights(jax.tree.map(lambda x, i=i: x[i::2], tiny.device_batch(0)))
+        step.targets(jax.tree.map(lambda x, i=i: x[i::2], tiny.device_batch(0)))
         for i in range(2)
     ]
     assert counts[0].sum() != counts[1].sum()
@@ -64,7 +64,7 @@ def test_accumulation_is_exact(sizes):
 
 def test_weights_leave_out_padding_and_the_first_token_of_a_sample():
     segments = jnp.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
-    weights = step.loss_weights({"segments": segments})
+    weights = step.targets({"segments": segments})
     np.testing.assert_array_equal(weights, [[1, 1, 0, 1, 0], [1, 1, 1, 1, 1]])
 
 
@@ -106,7 +106,7 @@ def test_the_gradient_is_of_mean_nll_plus_z_loss():
     model, batch = jnp.array([2.0, 3.0]), tiny.device_batch(0)
     config = step.StepConfig(segmented=True, z_loss=0.5)
     grads, sums = step.gradients(sums_fn, model, batch, config, shard=None)
-    tokens = float(step.loss_weights(batch).sum())
+    tokens = float(step.targets(batch).sum())
     np.testing.assert_allclose(grads, (1 + 0.5 * 2 * model) / tokens, rtol=1e-6)
     assert sums["z"] == 13.0
 
@@ -120,3 +120,68 @@ def test_impossible_settings_are_named():
         jax.eval_shape(
             tiny.step_fn(tiny.mesh_of(1, 1, 1), config), abstract, tiny.device_batch(0)
         )
+
+
+def _retrieved(batch):
+    """The first sample of every row has come with a retrieved document."""
+    return batch | {"retrieved": batch["segments"] == 1}
+
+
+def test_the_gradient_weighs_retrieved_tokens_in_any_number_of_parts():
+    batch = _retrieved(tiny.device_batch(0))
+    model = jax.tree.map(
+        lambda x: 0.05 * jax.random.normal(jax.random.key(x.size), x.shape, x.dtype),
+        jax.eval_shape(tiny.init, jax.random.key(0)).model,
+    )
+
+    @functools.partial(jax.jit, static_argnames="config")
+    def gradient(model, config):
+        options = {"layout": tiny.LAYOUT, "config": config}
+        options |= {"shard": lambda x, names: x, "attention": tiny.xla_attention}
+        sums_fn = functools.partial(step.loss_sums, **options)
+        return step.gradients(sums_fn, model, batch, config, options["shard"])
+
+    def objective(model, weight):
+        """The same by hand, through the logits."""
+        logits = model(
+            *(batch[key][:, :-1] for key in ("tokens", "positions", "segments"))
+        )
+        log_p = jax.nn.log_softmax(logits)
+        targets = batch["tokens"][:, 1:, None]
+        nll = -jnp.take_along_axis(log_p, targets, axis=-1)[..., 0]
+        weights = jnp.where(batch["retrieved"][:, 1:], weight, 1.0)
+        weights = weights * step.targets(batch)
+        return jnp.sum(nll * weights) / jnp.sum(weights)
+
+    for weight in (1.0, 0.1, 0.0):
+        whole = step.StepConfig(segmented=True, retrieved_weight=weight)
+        parts = step.StepConfig(segmented=True, retrieved_weight=weight, microbatches=2)
+        grads, sums = gradient(model, whole)
+        oracle = jax.jit(jax.grad(objective))(model, weight)
+        pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(oracle), strict=True)
+        for found, expected in pairs:
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        cut, cut_sums = gradient(model, parts)
+        pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(cut), strict=True)
+        for found, expected in pairs:
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(cut_sums["count"], sums["count"], rtol=1e-6)
+
+
+def test_metrics_of_rows_with_retrieved_documents():
+    config = step.StepConfig(segmented=True, retrieved_weight=0.1)
+    mesh = tiny.mesh_of(1, 1, 1)
+    batch = _retrieved(tiny.device_batch(0))
+    state = tiny.init(jax.random.key(0))
+    _, metrics = jax.jit(tiny.step_fn(mesh, config))(state, batch)
+    assert metrics["tokens"] == step.targets(batch).sum()
+    for group in RETRIEVAL_GROUPS:
+        assert metrics[f"loss/{group}"] == pytest.approx(math.log(tiny.LAYOUT.size))
+    _, plain = jax.eval_shape(tiny.step_fn(mesh, config), state, tiny.device_batch(0))
+    assert set(metrics) - set(plain) == {
+        f"{kind}/{group}"
+        for kind in ("loss", "perplexity")
+        for group in RETRIEVAL_GROUPS
+    }
+    with pytest.raises(ValueError, match="step.retrieved_weight=-1"):
+        step.StepConfig(segmented=True, retrieved_weight=-1.0)

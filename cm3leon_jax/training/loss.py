@@ -18,6 +18,9 @@ Sums = dict[str, jax.Array]
 # What the loss is broken down by: the modality of the target token, and whether it
 # belongs to a moved span (with its sentinel and <eoss>) or to the context.
 GROUPS = ("text", "image", "context", "moved")
+# With retrieved documents also: what they stand before, they themselves, and the codes
+# of the query's pictures, which they are there to make easier.
+RETRIEVAL_GROUPS = ("query", "retrieved", "query_image")
 
 
 def token_nll(
@@ -71,26 +74,43 @@ def next_token_loss(
     moved_BL: jax.Array,
     *,
     layout: Layout,
+    retrieved_BL: jax.Array | None = None,
+    retrieved_weight: float = 1.0,
     blocks: int = 1,
 ) -> Sums:
     """Weighted sums over all targets: `nll`, `z` (log² Z), `count`, and by group.
 
-    `weights_BL` is 0 or 1, `moved_BL` bool. `nll/text`, `count/text`, … break the
-    loss down by `GROUPS`: special tokens and classes are in neither modality, and
-    every token is in one role. All float32 scalars.
+    `weights_BL` is 0 or 1 (whether it is a target at all), `moved_BL` and
+    `retrieved_BL` bool. The first three are those of the objective, in which a token of
+    a retrieved document counts `retrieved_weight` times. `nll/text`, `count/text`, …
+    break the loss down by `GROUPS`: special tokens and classes are in neither modality,
+    and every token is in one role; there every token counts once. All float32 scalars.
     """
     nll_BL, log_z_BL = blockwise_nll(head, hidden_BLD, targets_BL, blocks)
-    sums = {
-        "nll": jnp.sum(nll_BL * weights_BL),
-        "z": jnp.sum(jnp.square(log_z_BL) * weights_BL),
-        "count": jnp.sum(weights_BL),
-    }
     modality_BL = layout.modality(targets_BL)
-    members = (modality_BL == TEXT, modality_BL == IMAGE, ~moved_BL, moved_BL)
-    for name, member_BL in zip(GROUPS, members, strict=True):
+    image_BL = modality_BL == IMAGE
+    members = [modality_BL == TEXT, image_BL, ~moved_BL, moved_BL]
+    objective_BL, groups = weights_BL, GROUPS
+    if retrieved_BL is not None:
+        objective_BL = discounted(weights_BL, retrieved_BL, retrieved_weight)
+        members += [~retrieved_BL, retrieved_BL, image_BL & ~retrieved_BL]
+        groups += RETRIEVAL_GROUPS
+    sums = {
+        "nll": jnp.sum(nll_BL * objective_BL),
+        "z": jnp.sum(jnp.square(log_z_BL) * objective_BL),
+        "count": jnp.sum(objective_BL),
+    }
+    for name, member_BL in zip(groups, members, strict=True):
         sums[f"nll/{name}"] = jnp.sum(nll_BL * weights_BL * member_BL)
         sums[f"count/{name}"] = jnp.sum(weights_BL * member_BL)
     return sums
+
+
+def discounted(
+    weights_BL: jax.Array, retrieved_BL: jax.Array, weight: float
+) -> jax.Array:
+    """Weights of the objective: those of retrieved documents times `weight`."""
+    return weights_BL * jnp.where(retrieved_BL, weight, 1.0)
 
 
 def means(sums: Sums) -> dict[str, jax.Array]:
@@ -99,7 +119,8 @@ def means(sums: Sums) -> dict[str, jax.Array]:
     A group without tokens is NaN, which the metric writer leaves out.
     """
     metrics: dict[str, jax.Array] = {}
-    for name in ("", *(f"/{group}" for group in GROUPS)):
+    groups = [key.removeprefix("count") for key in sums if key.startswith("count/")]
+    for name in ("", *groups):
         count = sums[f"count{name}"]
         mean = sums[f"nll{name}"] / jnp.where(count > 0, count, jnp.nan)
         metrics[f"loss{name}"] = mean

@@ -3,7 +3,8 @@
 A row holds L+1 tokens of documents that `data/infill.py` has already masked and
 rotated (paper section 1.7); the model reads the first L and predicts the last L. The
 objective is the plain next-token loss on every token: context, sentinels and moved
-spans alike, with no weighting of any document (paper section 1.7, change (a)).
+spans alike, by default with no weighting of any document (paper section 1.7, change
+(a)); RA-CM3 gave those of retrieved documents a tenth.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from cm3leon_jax.parallel.rules import Shard
-from cm3leon_jax.training.loss import Sums, means, next_token_loss
+from cm3leon_jax.training.loss import Sums, discounted, means, next_token_loss
 from cm3leon_jax.training.state import TrainState
 from cm3leon_jax.vocab import Layout
 
@@ -27,28 +28,35 @@ Batch = dict[str, jax.Array]
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """How a step is computed, not what it computes, but for `segmented` and `z_loss`.
+    """How a step is computed, not what it computes, but for `segmented`, `z_loss` and
+    `retrieved_weight`.
 
     `segmented`: rows hold whole samples that must not see each other (first_fit
     packing) rather than a cut stream. `microbatches`: parts into which the batch is
     cut to save memory. `loss_blocks`: parts into which the length is cut for logits.
+    `retrieved_weight`: of the loss of a token that came with a retrieved document.
     """
 
     segmented: bool
     microbatches: int = 1
     loss_blocks: int = 1
     z_loss: float = 0.0
+    retrieved_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.microbatches < 1 or self.loss_blocks < 1 or self.z_loss < 0:
+        if self.microbatches < 1 or self.loss_blocks < 1:
             raise ValueError(
                 f"step.microbatches={self.microbatches} and step.loss_blocks="
-                f"{self.loss_blocks} must be positive, step.z_loss={self.z_loss} not "
-                "negative"
+                f"{self.loss_blocks} must be positive"
+            )
+        if self.z_loss < 0 or self.retrieved_weight < 0:
+            raise ValueError(
+                f"step.z_loss={self.z_loss} and step.retrieved_weight="
+                f"{self.retrieved_weight} must not be negative"
             )
 
 
-def loss_weights(batch: Batch) -> jax.Array:
+def targets(batch: Batch) -> jax.Array:
     """1.0 for each target that its context can predict, float32 [B, L].
 
     Padding (segment 0) is no target, nor is the first token of a sample, which would
@@ -60,6 +68,14 @@ def loss_weights(batch: Batch) -> jax.Array:
     segments = batch["segments"]
     same_BL = segments[:, 1:] == segments[:, :-1]
     return (same_BL & (segments[:, 1:] != 0)).astype(jnp.float32)
+
+
+def loss_weights(batch: Batch, config: StepConfig) -> jax.Array:
+    """What each target counts in the objective, float32 [B, L]."""
+    weights_BL = targets(batch)
+    if "retrieved" not in batch:
+        return weights_BL
+    return discounted(weights_BL, batch["retrieved"][:, 1:], config.retrieved_weight)
 
 
 def loss_sums(
@@ -74,8 +90,9 @@ def loss_sums(
     """Forward pass: sums of NLL (nats), of log² Z, and of tokens, in all and by group.
 
     `batch` holds `tokens`, `segments`, `positions` (int32) and `moved` (bool), each
-    [B, L+1].
+    [B, L+1], and `retrieved` (bool) where rows have retrieved documents.
     """
+    retrieved_BL = batch["retrieved"][:, 1:] if "retrieved" in batch else None
     hidden_BLD = model.hidden(
         batch["tokens"][:, :-1],
         batch["positions"][:, :-1],
@@ -88,9 +105,11 @@ def loss_sums(
             functools.partial(model.head, shard=shard),
             hidden_BLD,
             batch["tokens"][:, 1:],
-            loss_weights(batch),
+            targets(batch),
             batch["moved"][:, 1:],
             layout=layout,
+            retrieved_BL=retrieved_BL,
+            retrieved_weight=config.retrieved_weight,
             blocks=config.loss_blocks,
         )
 
@@ -104,15 +123,17 @@ def gradients(
 ) -> tuple[Any, Sums]:
     """Gradient of the mean loss over all the batch's tokens, and the loss sums.
 
-    Each microbatch's sum is divided by the token count of the *whole* batch, known
+    Each microbatch's sum is divided by the weights' sum of the *whole* batch, known
     before the forward pass, so the parts add up to exactly the loss of the batch in
     one piece, however the tokens are spread over the parts.
     """
-    tokens = jnp.maximum(jnp.sum(loss_weights(batch)), 1.0)
+    weight = jnp.sum(loss_weights(batch, config))
+    # All of it can only be 0 together with every gradient.
+    weight = jnp.where(weight > 0, weight, 1.0)
 
     def objective(model: Any, part: Batch) -> tuple[jax.Array, Sums]:
         sums = sums_fn(model, part)
-        return (sums["nll"] + config.z_loss * sums["z"]) / tokens, sums
+        return (sums["nll"] + config.z_loss * sums["z"]) / weight, sums
 
     gradient = jax.grad(objective, has_aux=True)
     if config.microbatches == 1:
@@ -168,6 +189,6 @@ def train_step(
     metrics = {
         **means(sums),
         "grad_norm": optax.tree.norm(grads),
-        "tokens": sums["count"],
+        "tokens": sums["count/context"] + sums["count/moved"],
     }
     return state.replace(step=state.step + 1, model=model, opt=opt), metrics
