@@ -24,7 +24,7 @@ from cm3leon_jax.codec import (
     load_text_tokenizer,
 )
 from cm3leon_jax.context import Context, Retrieve
-from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.data.documents import Document, Text
 from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.parallel.rules import shardings
@@ -199,20 +199,23 @@ class CM3Leon:
         wanted = self.context.before(wanted, rows)
         wanted = [prompt for prompt in wanted for _ in range(candidates)]
         texts = [
-            self.codec.decode_text(forms.texts(tokens, self.layout)[0])
+            forms.texts(tokens, self.layout)[0]
             for tokens in self._run(wanted, sampler, seed)
         ]
-        return texts if candidates == 1 else self._likeliest(texts, arrays, candidates)
+        if candidates > 1:
+            texts = self._likeliest(texts, codes, candidates)
+        return [self.codec.decode_text(pieces) for pieces in texts]
 
     def _likeliest(
-        self, texts: list[str], arrays_BYXC: np.ndarray, candidates: int
-    ) -> list[str]:
+        self, texts: list[np.ndarray], codes_BYX: np.ndarray, candidates: int
+    ) -> list[np.ndarray]:
         """Of each picture's `candidates` texts the one most likely together with it."""
-        pairs = [
-            Document((Text(text), Image(array=arrays_BYXC[i // candidates])))
-            for i, text in enumerate(texts)
-        ]
-        scores = np.reshape(self.log_likelihood(pairs), (-1, candidates))
+        layout, rows = self.layout, []
+        for i, pieces in enumerate(texts):
+            image = layout.image_ids(codes_BYX[i // candidates]).ravel()
+            parts = ([layout.eos], layout.text_ids(pieces), [layout.brk], image)
+            rows.append(np.concatenate([*parts, [layout.eos]]))
+        scores = np.reshape(self.engine.score(rows), (-1, candidates))
         first = range(0, len(texts), candidates)
         return [texts[i + k] for i, k in zip(first, scores.argmax(axis=1), strict=True)]
 
