@@ -102,9 +102,10 @@ def _quick() -> ConfigDict:
                 "packing": {"kind": "first_fit", "row_length": 128},
                 "batch_size": 8,
                 "optimizer": {
-                    "peak": 4e-3,
+                    "kind": "muon",
+                    "peak": 6e-3,
                     "warmup": 100,
-                    "steps": 4400,
+                    "steps": 3600,
                     "schedule": "cosine",
                     "floor": 0.02,
                 },
