@@ -19,10 +19,10 @@ from cm3leon_jax.config import make, write_whole
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.documents import Document, Skipped, Text
 from cm3leon_jax.parallel.distributed import together
-from cm3leon_jax.parallel.mesh import make_mesh
+from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.preparation import Pictures, Results, need, run_stage
 from cm3leon_jax.retrieval import bank as banks
-from cm3leon_jax.retrieval import neighbours
+from cm3leon_jax.retrieval import examples, neighbours
 from cm3leon_jax.retrieval.bank import Bank
 from cm3leon_jax.retrieval.embed import Embedder
 from cm3leon_jax.retrieval_config import RetrievalConfig
@@ -95,6 +95,16 @@ def build_bank(system: System, directory: Path, overwrite: bool = False) -> Resu
                 seed=system.seed,
             )
         if jax.process_index() == 0:
+            examples.write(
+                bank,
+                embedder,
+                documents["train"],
+                per_query=settings.per_query,
+                skip_above=made["skip_above"],
+                query_dropout=settings.query_dropout,
+                seed=system.seed,
+                mesh=make_mesh(MeshConfig(), jax.local_devices()),
+            )
             counts = {split: made[split] for split in SPLITS}
             write_whole(folder / "skipped.json", json.dumps(counts, indent=1))
         return made

@@ -1,11 +1,11 @@
 """`report.html`: everything a work directory can show, in one file without network.
 
 Read are `config.json`, every folder's `DONE.json` and `metrics.jsonl`, the result files
-`eval/NAME.json` and the pictures that `samples/NAME/TASK/index.jsonl` lists (or, of no
-result, `samples/GROUP/index.jsonl`), one JSON object a line: `{"prompt" (or "caption",
-"question", …): text, "pictures": {label: file}, "ok": true | false | null, "note":
-text}`. Stages that were not run are left out, and so are unreadable pieces: a report of
-half a run is worth having.
+`eval/NAME.json`, what a memory bank says of itself, and the pictures that
+`samples/NAME/TASK/index.jsonl` lists (or, of no result, `samples/GROUP/index.jsonl`),
+one JSON object a line: `{"prompt" (or "caption", "question", …): text, "pictures":
+{label: file}, "ok": true | false | null, "note": text}`. Stages that were not run are
+left out, and so are unreadable pieces: a report of half a run is worth having.
 """
 
 import time
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.config import config_hash
+from cm3leon_jax.evaluation import neighbours
 from cm3leon_jax.evaluation.chart import Series, chart
 from cm3leon_jax.evaluation.page import (
     duration,
@@ -32,8 +33,15 @@ from cm3leon_jax.evaluation.page import (
 )
 
 # In the order of running; folders without DONE.json are shown as unfinished.
-STAGES = ("documents", "text_tokenizer", "image_tokenizer", "tokens", "pretrain")
-TRAININGS = {"pretrain": "Pretraining", "image_tokenizer": "Image tokenizer"}
+STAGES = (
+    *("documents", "text_tokenizer", "image_tokenizer", "tokens"),
+    *("dual_encoder", "bank", "pretrain"),
+)
+TRAININGS = {
+    "pretrain": "Pretraining",
+    "image_tokenizer": "Image tokenizer",
+    "dual_encoder": "Dual encoder",
+}
 # In one chart, when a training has them: overall, and by kind of token.
 LOSSES = ("loss", "loss/text", "loss/image")
 # Groups of samples in the order of reading, each with what its pictures are.
@@ -64,6 +72,7 @@ def write(workdir: str | Path) -> Path:
     sections = [
         ("results", "Results", _shown(root / "samples", results)),
         ("samples", "Other samples", _samples(root / "samples")),
+        ("retrieval", "Retrieval", neighbours.section(root / "bank")),
         ("curves", "Training curves", _curves(root)),
         ("stages", "How it was made", _stages(root, done)),
         ("config", "Configuration", _config(config)),

@@ -145,22 +145,31 @@ def _queries(
     """For texts and for pictures: (numbers of the documents that have one, vectors)."""
     texts, images = [], []
     for i, document in enumerate(documents):
-        words = " ".join(
-            segment.text for segment in document.segments if isinstance(segment, Text)
-        ).split()
-        if words:
-            texts.append((i, " ".join(dropout(words, share, seed, first + i))))
-        pictures = (
-            segment.array
-            for segment in document.segments
-            if isinstance(segment, Image) and segment.array is not None
-        )
-        if (picture := next(pictures, None)) is not None:
+        text, picture = asked(document, share, seed, first + i)
+        if text:
+            texts.append((i, text))
+        if picture is not None:
             images.append((i, picture))
     return [
         (np.array([i for i, _ in found], np.int64), embed([x for _, x in found]))
         for found, embed in ((texts, embedder.texts), (images, embedder.images))
     ]
+
+
+def asked(
+    document: Document, share: float, seed: int, number: int
+) -> tuple[str, np.ndarray | None]:
+    """What document `number` of a split asks the bank with: its text without a `share`
+    of the words ("" for none), and its first picture."""
+    words = " ".join(
+        segment.text for segment in document.segments if isinstance(segment, Text)
+    ).split()
+    pictures = (
+        segment.array
+        for segment in document.segments
+        if isinstance(segment, Image) and segment.array is not None
+    )
+    return " ".join(dropout(words, share, seed, number)), next(pictures, None)
 
 
 def _chosen(
