@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
+import tiny_vqgan
 
 from cm3leon_jax.evaluation.reconstruction import scores
 from cm3leon_jax.models import vqgan
 from cm3leon_jax.models.discriminator import DiscriminatorConfig
-from cm3leon_jax.models.vqgan import VQGANConfig
-from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.parallel.rules import Rules
 from cm3leon_jax.tokenizers import image
 from cm3leon_jax.tokenizers.image import ImageTokenizer
@@ -24,20 +24,7 @@ from cm3leon_jax.training.image_tokenizer import (
 )
 from cm3leon_jax.training.optimizer import OptimizerConfig
 
-MODEL = VQGANConfig(
-    image_size=16,
-    patch=4,
-    channels=16,
-    multipliers=(1,),
-    res_blocks=1,
-    attention=(),
-    middle="none",
-    kernel=1,
-    norm="layer",
-    latent=8,
-    codebook=32,
-    code_dim=8,
-)
+MODEL = tiny_vqgan.LOCAL
 TRAINING = ImageTokenizerTrainConfig(
     optimizer=OptimizerConfig(
         peak=5e-3, warmup=5, steps=120, b2=0.99, weight_decay=0.0, schedule="cosine"
@@ -66,17 +53,16 @@ def features(images_BYXC):
     return [images_BYXC[:, ::2, ::2], jnp.sin(5 * images_BYXC)]
 
 
-def run(directory, config=TRAINING, model=MODEL, mesh=None, features=None):
+def run(directory, config=TRAINING, model=MODEL, mesh=(1, 1, 1), score=scores):
     return train(
         config,
         model,
         images=pictures(64),
         validation=pictures(16, seed=1),
         directory=directory,
-        mesh=mesh or make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]),
+        mesh=tiny_training.mesh_of(*mesh),
         rules=Rules(),
-        score=scores,
-        features=features,
+        score=score,
     )
 
 
@@ -189,23 +175,14 @@ def test_resumed_training_is_the_same(trained, tmp_path):
 
     early = dataclasses.replace(TRAINING, validate_every=80)
     with pytest.raises(Stop):
-        train(
-            early,
-            MODEL,
-            images=pictures(64),
-            validation=pictures(16, seed=1),
-            directory=tmp_path,
-            mesh=make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]),
-            rules=Rules(),
-            score=stop,
-        )
+        run(tmp_path, early, score=stop)
     run(tmp_path, early)
     whole, resumed = (ImageTokenizer.load(d).model for d in (trained[0], tmp_path))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
 def test_every_mesh_trains_alike(trained, tmp_path):
-    spread = run(tmp_path, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    spread = run(tmp_path, mesh=(2, 2, 2))
     alone = [line["loss"] for line in metrics.read(trained[0]) if "loss" in line]
     losses = [line["loss"] for line in metrics.read(tmp_path) if "loss" in line]
     # Until k-means, whose random choices turn on the last bit.
@@ -233,6 +210,15 @@ def test_unquantised_steps_leave_the_codebook_alone():
     start = create(jax.random.key(0), TRAINING, MODEL).model.codebook[...]
     np.testing.assert_array_equal(codes[19], start)
     assert jnp.abs(codes[20]).max() > 10 * jnp.abs(start).max()  # k-means
+
+
+def test_a_run_without_unquantised_steps_can_be_saved(tmp_path):
+    config = dataclasses.replace(
+        TRAINING,
+        optimizer=dataclasses.replace(TRAINING.optimizer, steps=1, warmup=0),
+        unquantised_steps=0,
+    )
+    assert run(tmp_path, config)["steps"] == 1
 
 
 def test_quantised_steps_with_all_terms():

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -90,14 +90,15 @@ class ImageTokenizerTrainConfig:
 @dataclass(frozen=True)
 class ImageTokenizerState:
     """`use_Z`: running mean of latents per step for each code. `latents_RE`: a ring of
-    the latest latents. Discriminator and its optimizer are None where it has no weight.
+    the latest latents, None without unquantised steps. Discriminator and its optimizer
+    are None where it has no weight.
     """
 
     step: jax.Array
     model: VQGAN
     opt: optax.OptState
     use_Z: jax.Array
-    latents_RE: jax.Array
+    latents_RE: jax.Array | None
     discriminator: Discriminator | None
     discriminator_opt: optax.OptState | None
 
@@ -111,17 +112,19 @@ def create(
     model = vqgan.build(model_config, key_model)
     codes, width = model_config.codebook, model_config.code_dim
     kept = min(RESERVOIR_PER_CODE * codes, RESERVOIR_LIMIT)
-    judge = None
+    judge = latents_RE = None  # nothing, and no array of size 0: none could be saved
+    if config.unquantised_steps:
+        latents_RE = jnp.zeros((kept, width))
     if config.adversarial:
         judge = patchgan.build(config.discriminator, key_discriminator)
     return ImageTokenizerState(
         step=jnp.zeros((), jnp.int32),
         model=model,
-        opt=tx.init(model),  # type: ignore[arg-type]
+        opt=_init(tx, model),
         use_Z=jnp.full(codes, config.batch_size * model_config.grid**2 / codes),
-        latents_RE=jnp.zeros((kept if config.unquantised_steps else 0, width)),
+        latents_RE=latents_RE,
         discriminator=judge,
-        discriminator_opt=None if judge is None else tx.init(judge),  # type: ignore
+        discriminator_opt=None if judge is None else _init(tx, judge),
     )
 
 
@@ -182,8 +185,7 @@ def train_step(
 
     gradient = jax.grad(objective, has_aux=True)
     grads, (metrics, z_BYXE, code_BYX, painted_BYXC) = gradient(state.model)
-    updates, opt = tx.update(grads, state.opt, state.model)  # type: ignore[arg-type]
-    model = optax.apply_updates(state.model, updates)  # type: ignore[arg-type]
+    model, opt = _update(tx, state.model, state.opt, grads)
     state = dataclasses.replace(state, model=model, opt=opt)
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["psnr"] = 10 * jnp.log10(4 / _mse(painted_BYXC, images_BYXC))
@@ -253,11 +255,12 @@ def _begin_codebook(
     state: ImageTokenizerState, config: ImageTokenizerTrainConfig, key: jax.Array
 ) -> ImageTokenizerState:
     """k-means at the first quantised step, where there were unquantised ones."""
-    if not config.unquantised_steps:
+    latents_RE = state.latents_RE
+    if latents_RE is None:
         return state
     codes_ZE = jax.lax.cond(
         state.step == config.unquantised_steps,
-        lambda codes_ZE: kmeans(state.latents_RE, len(codes_ZE), key),
+        lambda codes_ZE: kmeans(latents_RE, len(codes_ZE), key),
         lambda codes_ZE: codes_ZE,
         state.model.codebook[...],
     )
@@ -274,7 +277,7 @@ def _follow_codebook(
     """Keeps count of the codes' use, restarts dead ones, remembers latents."""
     z_NE = z_BYXE.reshape(-1, z_BYXE.shape[-1])
     latents_RE = state.latents_RE
-    if config.unquantised_steps:
+    if latents_RE is not None:
         kept = min(len(z_NE), len(latents_RE))
         place = (state.step * kept + jnp.arange(kept)) % len(latents_RE)
         latents_RE = latents_RE.at[place].set(z_NE[:kept])
@@ -322,8 +325,7 @@ def _update_discriminator(
             return patchgan.hinge(judge(images_BYXC), judge(painted_BYXC))
 
         loss, grads = jax.value_and_grad(objective)(judge)
-        updates, opt = tx.update(grads, opt, judge)
-        return optax.apply_updates(judge, updates), opt, loss
+        return *_update(tx, judge, opt, grads), loss
 
     judge, opt, loss = jax.lax.cond(
         judging,
@@ -334,6 +336,19 @@ def _update_discriminator(
     )
     state = dataclasses.replace(state, discriminator=judge, discriminator_opt=opt)
     return state, {"discriminator": loss}
+
+
+# `Any` is an NNX module: a pytree of its parameters, which optax's types do not know.
+def _init(tx: optax.GradientTransformation, module: Any) -> optax.OptState:
+    return tx.init(module)
+
+
+def _update(
+    tx: optax.GradientTransformation, module: Any, opt: optax.OptState, grads: Any
+) -> tuple[Any, optax.OptState]:
+    """The module and its optimizer's state after one update."""
+    updates, opt = tx.update(grads, opt, module)
+    return optax.apply_updates(module, updates), opt
 
 
 def _with_codebook(model: VQGAN, codes_ZE: jax.Array) -> VQGAN:
