@@ -169,7 +169,7 @@ class CM3Leon:
         images: Iterable[Picture],
         *,
         max_text: int | None = None,
-        candidates: int = 1,
+        candidates: int | None = None,
         retrieve: Retrieve = 0,
         sampler: Sampler | None = None,
         seed: int = 0,
@@ -177,12 +177,14 @@ class CM3Leon:
         """A caption of every picture, of at most `max_text` pieces (default: 64, or
         what the context holds if that is less).
 
-        Of several `candidates` the one is returned that is most likely together with
-        its picture, p(caption) p(picture | caption): the model asks itself whether it
-        would have drawn that picture. They are sampled, so a greedy sampler gets a
-        temperature of 1.
+        Of several `candidates` (default: the config's) the one is returned that is most
+        likely together with its picture, p(caption) p(picture | caption): the model
+        asks itself whether it would have drawn that picture. They are sampled, so a
+        greedy sampler gets a temperature of 1.
         """
         sampler = _unguided(sampler, self.system.sampling.caption, "a caption")
+        if candidates is None:
+            candidates = self.system.sampling.caption_candidates
         if candidates < 1:
             raise ValueError(f"candidates={candidates} must be at least 1")
         if candidates > 1 and sampler.temperature == 0:
