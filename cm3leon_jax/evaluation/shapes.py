@@ -63,11 +63,17 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     originals = _pictures(documents)
     world = _world(model)
     wanted = _wanted(documents)
-    scores = {}
-    for name, candidates in (("objects_of_1", 1), ("objects", None)):
-        texts = model.caption(originals, candidates=candidates, seed=seed)
-        found = [oracle.parse_caption(world, text) for text in texts]
-        scores[name] = _objects(documents, wanted, found)
+
+    def named(texts: Sequence[str]) -> list[Objects]:
+        return [oracle.parse_caption(world, text) for text in texts]
+
+    alone = named(model.caption(originals, candidates=1, seed=seed))
+    texts = model.caption(originals, seed=seed)
+    found = named(texts)
+    scores = {
+        "objects": _objects(documents, wanted, found),
+        "objects_of_1": _objects(documents, wanted, alone),
+    }
     samples = [
         Sample(text=text, pictures={"picture": picture}, ok=w == f, note=_say(w, f))
         for text, picture, w, f in zip(texts, originals, wanted, found, strict=True)
