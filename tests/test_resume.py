@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_job
 import tiny_training as tiny
 
 from cm3leon_jax.training import metrics
@@ -35,11 +35,6 @@ tiny.train(sys.argv[1], tiny.mesh_of(1, 2, 1), int(sys.argv[2]), batches=slow)
 """
 
 
-def environment() -> dict[str, str]:
-    here = Path(__file__).parent
-    return os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-
-
 def losses(directory: Path) -> list[dict]:
     """Everything logged that is not a time."""
     return [
@@ -52,7 +47,7 @@ def test_losses_after_kill_9_are_bit_identical(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(killed), str(STEPS)],
-        env=environment(),
+        env=tiny_job.environment(),
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -73,13 +68,8 @@ def test_losses_after_kill_9_are_bit_identical(tmp_path):
     assert cut == losses(whole)[: len(cut)]
 
 
-# One of two processes with two devices each.
+# One of two processes.
 MEMBER = """
-import sys
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-from cm3leon_jax.parallel import distributed
-distributed.initialize()
 import tiny_training as tiny
 part = slice(jax.process_index() * 4, (jax.process_index() + 1) * 4)
 
@@ -94,31 +84,7 @@ for steps in (4, 8):
 
 @pytest.mark.slow
 def test_two_processes_train_save_and_resume_like_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    members = [
-        subprocess.Popen(
-            [sys.executable, "-c", MEMBER, str(tmp_path / "two")],
-            env=environment()
-            | {
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(index),
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        for member in members:
-            _, err = member.communicate(timeout=300)
-            assert member.returncode == 0, err
-    finally:
-        for member in members:
-            member.kill()
-            member.wait()
+    tiny_job.run(MEMBER, tmp_path / "two", devices=2)
     tiny.train(tmp_path / "one", tiny.mesh_of(2, 2, 1), 8)
     two, one = losses(tmp_path / "two"), losses(tmp_path / "one")
     np.testing.assert_allclose(

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_training
+import tiny_vqgan
 from flax import linen, nnx
 
 from cm3leon_jax.models import convolution, vqgan
 from cm3leon_jax.models.discriminator import DiscriminatorConfig, hinge
 from cm3leon_jax.models.discriminator import build as build_discriminator
 from cm3leon_jax.models.vqgan import VQGANConfig
-from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.parallel.rules import Rules, shard_fn, shardings
 
 CONVOLUTIONAL = VQGANConfig(
@@ -25,20 +26,8 @@ CONVOLUTIONAL = VQGANConfig(
     codebook=32,
     code_dim=4,
 )
-LOCAL = VQGANConfig(
-    image_size=16,
-    patch=2,
-    channels=16,
-    multipliers=(1, 2),
-    res_blocks=1,
-    attention=(),
-    middle="none",
-    kernel=1,
-    norm="layer",
-    latent=8,
-    codebook=32,
-    code_dim=8,
-    normalize_codes=True,
+LOCAL = dataclasses.replace(
+    tiny_vqgan.LOCAL, patch=2, multipliers=(1, 2), normalize_codes=True
 )
 
 
@@ -194,8 +183,8 @@ def test_every_mesh_has_the_same_gradients():
 
         return model, jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(model))
 
-    _, alone = gradients(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))
-    model, spread = gradients(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    _, alone = gradients(tiny_training.mesh_of(1, 1, 1))
+    model, spread = gradients(tiny_training.mesh_of(2, 2, 2))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
         spread,
