@@ -6,7 +6,8 @@
 The first run fetches 110 MB from the npm registry (needs `npm`). `quick` is the whole
 path at 32x32 pixels, 36 minutes on 2 cores that were busy with other work too. It shows
 that every part works on pictures that nobody made for it. What a held-out name makes it
-draw has the right background and an artist's palette and line, rarely the subject. Licences and artists of every picture are in its metadata.
+draw has the right background and an artist's palette and line, rarely the subject.
+Licences and artists of every picture are in its metadata.
 """
 
 from ml_collections import ConfigDict
