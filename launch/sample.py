@@ -34,6 +34,9 @@ MASK = flags.DEFINE_multi_string("mask", [], "A picture, not black = regenerate.
 BOX = flags.DEFINE_multi_string("box", [], "x0,y0,x1,y1 in pixels: regenerate inside.")
 DOCUMENT = flags.DEFINE_multi_string("document", [], "A text with <mask> in it.")
 OUT = flags.DEFINE_string("out", None, "A .png file, or a folder for several.")
+RETRIEVE = flags.DEFINE_integer(
+    "retrieve", 0, "Documents of the memory before each prompt or caption."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another sample.")
 OVERRIDES = {
     "temperature": flags.DEFINE_float("temperature", None, ">= 0; 0 is greedy."),
@@ -55,7 +58,8 @@ def main() -> dict:
     if TASK.value == "text_to_image":
         _need(prompts, "--prompt or --prompts")
         sampler = _sampler(model.system.sampling.text_to_image)
-        return _save(model.text_to_image(prompts, sampler=sampler, seed=SEED.value))
+        options = {"retrieve": RETRIEVE.value, "seed": SEED.value}
+        return _save(model.text_to_image(prompts, sampler=sampler, **options))
     if TASK.value == "infill" and DOCUMENT.value:
         sampler = _sampler(model.system.sampling.infill, guided=False)
         documents = [Document((Text(text),)) for text in DOCUMENT.value]
@@ -64,7 +68,8 @@ def main() -> dict:
     images = [_open(path) for path in _need(IMAGE.value, "--image")]
     if TASK.value == "caption":
         sampler = _sampler(model.system.sampling.caption)
-        return {"texts": model.caption(images, sampler=sampler, seed=SEED.value)}
+        options = {"retrieve": RETRIEVE.value, "seed": SEED.value}
+        return {"texts": model.caption(images, sampler=sampler, **options)}
     if TASK.value == "reconstruct":
         return _save(model.reconstruct(images))
     sampler = _sampler(model.system.sampling.infill, guided=bool(prompts))
@@ -95,6 +100,8 @@ def _check_flags() -> None:
     )
     if writes_pictures and not OUT.value:
         raise ValueError("say where the pictures go: --out FILE.png or --out FOLDER")
+    if RETRIEVE.value and TASK.value not in ("text_to_image", "caption"):
+        raise ValueError(f"--retrieve is not for --task {TASK.value}")
     if TASK.value == "text_to_image":
         _need(PROMPT.value or PROMPTS.value, "--prompt or --prompts")
     elif not DOCUMENT.value:
