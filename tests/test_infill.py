@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from tiny_data import GRID, LAYOUT, make_documents, tokenize
 
-from cm3leon_jax import vocab
 from cm3leon_jax.data import infill
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.hashing import uniform
@@ -243,33 +242,18 @@ def test_a_picture_without_a_text_hides_none():
 def test_shares_of_the_modes():
     index = np.repeat(index_of(tokenize(make_documents(1)), LAYOUT), 20_000)
     options = {"seed": 0, "sentinels": 12, "capacity": None}
-    config = InfillConfig(
-        spans=1, segment=0.2, segment_text=0.75, region=0.3, region_without_text=0.25
-    )
+    config = InfillConfig(spans=1, segment=0.2, region=0.3, region_without_text=0.25)
     draws = infill.draw(config, index, np.arange(20_000), epoch=0, **options)
     shares = np.bincount(draws.mode) / 20_000
     np.testing.assert_allclose(shares, [0.5, 0.2, 0.3], atol=0.012)
     causal = (draws.spans[draws.mode == infill.SPANS] == 0).mean()
     assert abs(causal - np.exp(-1)) < 0.015
     assert abs(draws.with_text[draws.mode == infill.REGION].mean() - 0.25) < 0.02
-    assert abs(draws.with_text[draws.mode == infill.SEGMENT].mean() - 0.75) < 0.02
-    assert not draws.with_text[draws.mode == infill.SPANS].any()
+    assert not draws.with_text[draws.mode != infill.REGION].any()
     again = infill.draw(config, index, np.arange(20_000), epoch=1, **options)
     assert (again.mode != draws.mode).mean() > 0.3
     half = infill.draw(config, index[:9], np.arange(100, 109), epoch=0, **options)
     np.testing.assert_array_equal(half.spans, draws.spans[100:109])
-
-
-@pytest.mark.parametrize("text", [0.0, 1.0])
-def test_the_kind_of_a_whole_segment_is_a_setting(records, text):
-    config = InfillConfig(
-        spans=0, segment=1, segment_text=text, region=0, region_without_text=0
-    )
-    draws, points = _draw(config, records)
-    for k, record in enumerate(records):
-        tokens, moved, *_ = build_sample(record, draws, k, points[k], LAYOUT)
-        kinds = set(LAYOUT.modality(tokens[moved]).tolist()) - {0}
-        assert kinds == {vocab.TEXT if text else vocab.IMAGE}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -22,12 +22,11 @@ import numpy as np
 
 from cm3leon_jax.data.hashing import uniform
 from cm3leon_jax.tokenizers import regions
-from cm3leon_jax.vocab import TEXT, Layout
+from cm3leon_jax.vocab import Layout
 
 SPANS, SEGMENT, REGION = range(3)  # the modes
 OVERHEAD = 3  # tokens per span
-# Purposes of random numbers.
-_MODE, _COUNT, _REGION, _TEXT, _PLACE, _SEGMENT = range(6)
+_MODE, _COUNT, _REGION, _TEXT, _PLACE = range(5)  # purposes of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +34,20 @@ class InfillConfig:
     """How samples are masked.
 
     spans: mean of the Poisson number of random spans; 0 of them leaves a sample causal.
-    segment: probability of moving one whole segment instead.
-    segment_text: how many of these are texts, the others being pictures.
+    segment: probability of moving one whole segment (a text or a picture) instead.
     region: probability of moving a region of a picture instead.
     region_without_text: share of region samples whose text is moved too.
     """
 
     spans: float = 1.0
     segment: float
-    segment_text: float = 0.5
     region: float
     region_without_text: float
 
     def __post_init__(self):
         if not 0 <= self.spans <= 100:
             raise ValueError(f"infill.spans={self.spans} must be within [0, 100]")
-        for name in ("segment", "segment_text", "region", "region_without_text"):
+        for name in ("segment", "region", "region_without_text"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"infill.{name}={value} must be within [0, 1]")
@@ -68,7 +65,7 @@ class Draws:
     mode: np.ndarray  # SPANS, SEGMENT or REGION
     spans: np.ndarray  # how many spans are moved
     region: np.ndarray  # which of the record's regions
-    with_text: np.ndarray  # bool: a text is moved, as the segment or with the region
+    with_text: np.ndarray  # bool: the region's text is moved too
     length: np.ndarray  # int64 tokens of the sample, 0 for records that cannot fit
 
 
@@ -114,12 +111,10 @@ def draw(
     )
     mode = np.where(in_region, REGION, np.where(in_segment, SEGMENT, SPANS))
     spans = np.where(in_region, region_spans, np.where(in_segment, 1, spans))
-    in_text = random(_SEGMENT) < config.segment_text
-    with_text = np.where(in_region, with_text, in_segment & in_text)
     total = length + OVERHEAD * spans
     if capacity is not None:
         total = np.where(length > capacity, 0, total)
-    return Draws(mode, spans, region, with_text, total)
+    return Draws(mode, spans, region, in_region & with_text, total)
 
 
 def _draw_region_mode(config, index, region_draw, text_draw, room):
@@ -207,19 +202,10 @@ def _complete(
     return sorted(spans + [(int(token), int(token) + 1) for token in chosen])
 
 
-def pick_segment(
-    tokens_L: np.ndarray,
-    segments_S2: np.ndarray,
-    layout: Layout,
-    text: bool,
-    point: float,
-) -> tuple[int, int]:
-    """One of the segments that are not empty, all alike: a text or a picture as `text`
-    says, if there is one of that kind."""
+def pick_segment(segments_S2: np.ndarray, point: float) -> tuple[int, int]:
+    """One of the segments that are not empty, all alike."""
     filled = segments_S2[segments_S2[:, 1] > segments_S2[:, 0]]
-    kind = layout.modality(tokens_L[filled[:, 0]]) == TEXT
-    choice = filled[kind == text] if (kind == text).any() else filled
-    start, stop = choice[int(point * len(choice))]
+    start, stop = filled[int(point * len(filled))]
     return int(start), int(stop)
 
 

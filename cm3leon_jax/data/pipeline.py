@@ -239,9 +239,7 @@ def build_sample(
     if draws.mode[k] == cm3.REGION:
         spans, order = _hide_region(plain, record, draws, k, layout)
     elif draws.mode[k] == cm3.SEGMENT:
-        text = bool(draws.with_text[k])
-        own = record.bounds + query
-        spans = [cm3.pick_segment(tokens, own, layout, text, points[0])]
+        spans = [cm3.pick_segment(record.bounds + query, points[0])]
     else:
         spans = cm3.place_spans(int(draws.spans[k]), plain.bounds, points)
     sample = cm3.infill(tokens, spans, layout, order) if spans else tokens
