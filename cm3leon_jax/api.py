@@ -22,9 +22,10 @@ from cm3leon_jax.codec import (
     listed,
     load_image_tokenizer,
     load_text_tokenizer,
+    unended,
 )
 from cm3leon_jax.context import Context, Retrieve
-from cm3leon_jax.data.documents import Document, Text
+from cm3leon_jax.data.documents import Document
 from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.parallel.rules import shardings
@@ -179,16 +180,10 @@ class CM3Leon:
 
         Of several `candidates` (default: the config's) the one is returned that is most
         likely together with its picture, p(caption) p(picture | caption): the model
-        asks itself whether it would have drawn that picture. They are sampled, so a
-        greedy sampler gets a temperature of 1.
+        asks itself whether it would have drawn that picture.
         """
         sampler = _unguided(sampler, self.system.sampling.caption, "a caption")
-        if candidates is None:
-            candidates = self.system.sampling.caption_candidates
-        if candidates < 1:
-            raise ValueError(f"candidates={candidates} must be at least 1")
-        if candidates > 1 and sampler.temperature == 0:
-            sampler = dataclasses.replace(sampler, temperature=1.0)
+        candidates = self._candidates(candidates, sampler)
         arrays = self.codec.arrays(images)
         found = self.context.documents(retrieve, [None] * len(arrays), list(arrays))
         rows = self.context.ids(found)
@@ -197,29 +192,40 @@ class CM3Leon:
             longest = max(sum(len(ids) + 1 for ids in row) for row in rows)
             max_text = min(max(room - longest, min(room, _SHORT)), _CAPTION)
         codes = self.codec.image.encode(arrays)
-        wanted = [forms.caption(self.layout, c, max_text) for c in codes]
-        wanted = self.context.before(wanted, rows)
-        wanted = [prompt for prompt in wanted for _ in range(candidates)]
+        bare = [forms.caption(self.layout, c, max_text) for c in codes]
+        wanted = self.context.before(bare, rows)
         texts = [
             forms.texts(tokens, self.layout)[0]
-            for tokens in self._run(wanted, sampler, seed)
+            for tokens in self._run(_each(wanted, candidates), sampler, seed)
         ]
         if candidates > 1:
-            texts = self._likeliest(texts, codes, candidates)
+            pairs, starts = [], []
+            for i, pieces in enumerate(texts):
+                prompt, k = wanted[i // candidates], i // candidates
+                # Retrieved documents, if there are any, and the <eos> before them.
+                start = len(prompt.streams[0]) - len(bare[k].streams[0]) + 1
+                image = self.layout.image_ids(codes[k]).ravel()
+                own = (self.layout.text_ids(pieces), [self.layout.brk], image)
+                before, end = prompt.streams[0][:start], [self.layout.eos]
+                pairs.append(np.concatenate([before, *own, end]))
+                starts.append(start)
+            texts = [texts[i] for i in self._likeliest(pairs, starts, candidates)]
         return [self.codec.decode_text(pieces) for pieces in texts]
 
+    def _candidates(self, candidates: int | None, sampler: Sampler) -> int:
+        """How many texts to write: a greedy sampler would write the same again."""
+        if candidates is None:
+            candidates = self.system.sampling.text_candidates
+        if candidates < 1:
+            raise ValueError(f"candidates={candidates} must be at least 1")
+        return 1 if sampler.temperature == 0 else candidates
+
     def _likeliest(
-        self, texts: list[np.ndarray], codes_BYX: np.ndarray, candidates: int
-    ) -> list[np.ndarray]:
-        """Of each picture's `candidates` texts the one most likely together with it."""
-        layout, rows = self.layout, []
-        for i, pieces in enumerate(texts):
-            image = layout.image_ids(codes_BYX[i // candidates]).ravel()
-            parts = ([layout.eos], layout.text_ids(pieces), [layout.brk], image)
-            rows.append(np.concatenate([*parts, [layout.eos]]))
-        scores = np.reshape(self.engine.score(rows), (-1, candidates))
-        first = range(0, len(texts), candidates)
-        return [texts[i + k] for i, k in zip(first, scores.argmax(axis=1), strict=True)]
+        self, rows: list[np.ndarray], starts: list[int], candidates: int
+    ) -> list[int]:
+        """Of each `candidates` rows of ids in turn, the number of the likeliest."""
+        scores = np.reshape(self.engine.score(rows, starts), (-1, candidates))
+        return (np.arange(len(scores)) * candidates + scores.argmax(axis=1)).tolist()
 
     def infill(
         self,
@@ -228,6 +234,7 @@ class CM3Leon:
         prompts: Iterable[str] | None = None,
         *,
         max_text: int = 32,
+        candidates: int | None = None,
         sampler: Sampler | None = None,
         seed: int = 0,
     ) -> list[Pillow.Image] | list[Document]:
@@ -239,7 +246,8 @@ class CM3Leon:
         without them there is no guidance. Returns PIL images.
 
         Documents have `<mask>` in their text, at most `max_text` pieces each; returns
-        the documents with all holes filled.
+        the documents with all holes filled: of several `candidates` (default: the
+        config's) the document that is the likeliest as a whole.
         """
         name = "images_or_documents"
         items = listed(images_or_documents, None, name)
@@ -250,7 +258,7 @@ class CM3Leon:
                     "text"
                 )
             documents = listed(items, Document, name)
-            return self._infill_text(documents, max_text, sampler, seed)
+            return self._infill_text(documents, max_text, candidates, sampler, seed)
         masks = [] if masks is None else list(masks)
         if len(masks) != len(items):
             raise ValueError(f"{len(items)} pictures need as many masks")
@@ -283,21 +291,35 @@ class CM3Leon:
         self,
         documents: Sequence[Document],
         max_text: int,
+        candidates: int | None,
         sampler: Sampler | None,
         seed: int,
     ) -> list[Document]:
-        default = self.system.sampling.infill
+        default = self.system.sampling.caption  # a sampler for text
         sampler = _unguided(sampler, default, "infilling of text")
-        wanted = []
-        for i, parts in enumerate(self.codec.parts(documents)):
+        candidates = self._candidates(candidates, sampler)
+        wanted, every = [], self.codec.parts(documents)
+        for i, parts in enumerate(every):
             if not any(part is None for part in parts):
                 raise ValueError(f"document {i} has no {HOLE} in its text")
             wanted.append(forms.text_infill(self.layout, parts, max_text))
+        texts = [
+            forms.texts(tokens, self.layout)
+            for tokens in self._run(_each(wanted, candidates), sampler, seed)
+        ]
+        if candidates > 1:
+            rows = []
+            for i, spans in enumerate(texts):
+                left = iter(self.layout.text_ids(span) for span in spans)
+                parts = every[i // candidates]
+                body = [next(left) if part is None else part for part in parts]
+                eos = [self.layout.eos]
+                rows.append(np.concatenate([eos, *body, eos]))
+            best = self._likeliest(rows, [1] * len(rows), candidates)
+            texts = [texts[i] for i in best]
         return [
-            self.codec.filled(document, forms.texts(tokens, self.layout))
-            for document, tokens in zip(
-                documents, self._run(wanted, sampler, seed), strict=True
-            )
+            self.codec.filled(document, spans)
+            for document, spans in zip(documents, texts, strict=True)
         ]
 
     def generate(
@@ -325,7 +347,7 @@ class CM3Leon:
         limit = self.system.decoder_config.length
         documents = listed(documents, Document, "documents")
         wanted = []
-        for i, ids in enumerate(self.codec.ids([_open(d) for d in documents])):
+        for i, ids in enumerate(self.codec.ids([unended(d) for d in documents])):
             left = limit - len(ids) - 1
             if left < 1:
                 raise ValueError(
@@ -370,10 +392,6 @@ def _unguided(given: Sampler | None, default: Sampler, task: str) -> Sampler:
     return dataclasses.replace(given or default, guidance=1.0)
 
 
-def _open(document: Document) -> Document:
-    """Without the space at its end, which belongs to the word that is to come."""
-    *before, last = document.segments or (None,)
-    if not isinstance(last, Text):
-        return document
-    ending = Text(last.text.removesuffix(" "))
-    return dataclasses.replace(document, segments=(*before, ending))
+def _each(prompts: Sequence[Prompt], times: int) -> list[Prompt]:
+    """Every prompt so many times in a row."""
+    return [prompt for prompt in prompts for _ in range(times)]

@@ -282,3 +282,12 @@ def pillow(image: Any, number: int) -> Pillow.Image:
             "or a uint8 array [Y, X, 3]"
         )
     return Pillow.fromarray(array)
+
+
+def unended(document: Document) -> Document:
+    """A document without the space at its end, which belongs to the word to come."""
+    *before, last = document.segments or (None,)
+    if not isinstance(last, Text):
+        return document
+    ending = Text(last.text.removesuffix(" "))
+    return dataclasses.replace(document, segments=(*before, ending))

@@ -147,19 +147,21 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """The sampler that each task uses unless a caller gives another, and how many
-    captions are written for the likeliest of them to be chosen."""
+    """The sampler that each task uses unless a caller gives another.
+
+    `text_candidates`: so many captions or fillings of holes are written, of which the
+    likeliest is taken.
+    """
 
     text_to_image: Sampler
     caption: Sampler
     infill: Sampler
-    caption_candidates: int = 1
+    text_candidates: int = 1
 
     def __post_init__(self):
-        if self.caption_candidates < 1:
+        if self.text_candidates < 1:
             raise ValueError(
-                f"sampling.caption_candidates={self.caption_candidates} must be "
-                "positive"
+                f"sampling.text_candidates={self.text_candidates} must be positive"
             )
         if self.caption.guidance != 1:
             raise ValueError(

@@ -7,8 +7,9 @@ r"""Any task from the shell, with the newest checkpoint of a work directory.
     python launch/sample.py --workdir runs/quick --task caption --image a.png
     python launch/sample.py --workdir runs/quick --task infill --image a.png \
         --box 0,0,16,16 --prompt "a large blue square at the top left" --out b.png
-    python launch/sample.py --workdir runs/quick --task infill \
-        --document "a small <mask> circle at the top left"
+    python launch/sample.py --workdir runs/quick --task infill --image a.png \
+        --document "a small <mask> circle at the top left on a white background" \
+        --candidates 32
     python launch/sample.py --workdir runs/quick --task reconstruct --image a.png \
         --out c.png
 
@@ -32,12 +33,25 @@ PROMPTS = flags.DEFINE_string("prompts", None, "A file with one prompt a line.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture; may be given repeatedly.")
 MASK = flags.DEFINE_multi_string("mask", [], "A picture, not black = regenerate.")
 BOX = flags.DEFINE_multi_string("box", [], "x0,y0,x1,y1 in pixels: regenerate inside.")
-DOCUMENT = flags.DEFINE_multi_string("document", [], "A text with <mask> in it.")
+DOCUMENT = flags.DEFINE_multi_string(
+    "document", [], "A text with <mask> in it; --image is the picture after it."
+)
+CANDIDATES = flags.DEFINE_integer(
+    "candidates", None, "Texts to write, of which the likeliest is taken."
+)
 OUT = flags.DEFINE_string("out", None, "A .png file, or a folder for several.")
 RETRIEVE = flags.DEFINE_integer(
     "retrieve", 0, "Documents of the memory before each prompt or caption."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another sample.")
+# What each task reads; infilling a document is a task of its own here.
+READS = {
+    "text_to_image": ("prompt", "prompts", "out", "retrieve"),
+    "caption": ("image", "retrieve", "candidates"),
+    "infill": ("image", "mask", "box", "prompt", "prompts", "out"),
+    "infill a document": ("document", "image", "candidates"),
+    "reconstruct": ("image", "out"),
+}
 OVERRIDES = {
     "temperature": flags.DEFINE_float("temperature", None, ">= 0; 0 is greedy."),
     "top_p": flags.DEFINE_float("top_p", None, "In (0, 1]."),
@@ -48,27 +62,30 @@ OVERRIDES = {
 
 def main() -> dict:
     from cm3leon_jax import CM3Leon
-    from cm3leon_jax.data.documents import Document, Text
     from cm3leon_jax.parallel import distributed
 
-    _check_flags()
+    prompts = _prompts()
+    _check_flags(prompts)
     distributed.initialize()
     model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value)
-    prompts = _prompts()
     if TASK.value == "text_to_image":
-        _need(prompts, "--prompt or --prompts")
         sampler = _sampler(model.system.sampling.text_to_image)
         options = {"retrieve": RETRIEVE.value, "seed": SEED.value}
         return _save(model.text_to_image(prompts, sampler=sampler, **options))
-    if TASK.value == "infill" and DOCUMENT.value:
-        sampler = _sampler(model.system.sampling.infill, guided=False)
-        documents = [Document((Text(text),)) for text in DOCUMENT.value]
-        filled = model.infill(documents, sampler=sampler, seed=SEED.value)
+    images = [_open(path) for path in IMAGE.value]
+    if DOCUMENT.value:
+        sampler = _sampler(model.system.sampling.caption)
+        filled = model.infill(
+            _documents(model, images),
+            candidates=CANDIDATES.value,
+            sampler=sampler,
+            seed=SEED.value,
+        )
         return {"texts": [document.segments[0].text for document in filled]}
-    images = [_open(path) for path in _need(IMAGE.value, "--image")]
     if TASK.value == "caption":
         sampler = _sampler(model.system.sampling.caption)
         options = {"retrieve": RETRIEVE.value, "seed": SEED.value}
+        options["candidates"] = CANDIDATES.value
         return {"texts": model.caption(images, sampler=sampler, **options)}
     if TASK.value == "reconstruct":
         return _save(model.reconstruct(images))
@@ -88,24 +105,43 @@ def _prompts() -> list[str]:
 
 
 def _need(values: list, flag: str) -> list:
-    if not values:
+    if not values or values == [None]:
         raise ValueError(f"--task {TASK.value} needs {flag}")
     return values
 
 
-def _check_flags() -> None:
+def _check_flags(prompts: list[str]) -> None:
     """What can be said before a model is loaded."""
-    writes_pictures = TASK.value in ("text_to_image", "reconstruct") or (
-        TASK.value == "infill" and not DOCUMENT.value
-    )
-    if writes_pictures and not OUT.value:
-        raise ValueError("say where the pictures go: --out FILE.png or --out FOLDER")
-    if RETRIEVE.value and TASK.value not in ("text_to_image", "caption"):
-        raise ValueError(f"--retrieve is not for --task {TASK.value}")
-    if TASK.value == "text_to_image":
-        _need(PROMPT.value or PROMPTS.value, "--prompt or --prompts")
+    task = "infill a document" if DOCUMENT.value else TASK.value
+    for name in {name for names in READS.values() for name in names}:
+        if flags.FLAGS[name].value and name not in READS.get(task, ()):
+            raise ValueError(f"--{name} is not for --task {task}")
+    if task == "text_to_image":
+        _need(prompts, "--prompt or --prompts")
     elif not DOCUMENT.value:
         _need(IMAGE.value, "--image")
+    if "out" in READS[task]:
+        out = Path(_need([OUT.value], "--out FILE.png or --out FOLDER")[0])
+        many = len(prompts if task == "text_to_image" else IMAGE.value) > 1
+        if out.suffix not in (("",) if many else ("", ".png")):
+            wanted = "a folder for several pictures" if many else "a .png or a folder"
+            raise ValueError(f"--out {out}: give {wanted}")
+
+
+def _documents(model, images: list) -> list:
+    """--document, each with its picture if there are any."""
+    from cm3leon_jax.data.documents import Document, Image, Text
+
+    texts = [Text(text) for text in DOCUMENT.value]
+    if not images:
+        return [Document((text,)) for text in texts]
+    if len(images) != len(texts):
+        raise ValueError(f"{len(texts)} documents need as many pictures, or none")
+    arrays = model.codec.arrays(images)
+    return [
+        Document((text, Image(array=array)))
+        for text, array in zip(texts, arrays, strict=True)
+    ]
 
 
 def _sampler(default, *, guided: bool = True):

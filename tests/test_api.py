@@ -128,31 +128,6 @@ def test_caption_and_reconstruct(model, documents):
     assert np.array_equal(again, model.codec.image.decode(codes))
 
 
-def test_the_likeliest_of_several_captions_is_chosen(model, documents, monkeypatch):
-    images = pictures(documents)[:2]
-    options = {"max_text": 12, "seed": 3}
-    # A candidate's noise is that of its number among all prompts.
-    every = model.caption(
-        [i for i in images for _ in range(3)], sampler=Sampler(), **options
-    )
-    likelihoods = np.array([[-3.0, -1.0, -2.0], [-1.0, -4.0, -0.5]])
-    scored = []
-    monkeypatch.setattr(
-        model.engine, "score", lambda rows: scored.extend(rows) or likelihoods.ravel()
-    )
-    greedy = Sampler(temperature=0.0)  # would write the same thing three times
-    best = model.caption(images, candidates=3, sampler=greedy, **options)
-    assert best == [every[1], every[5]] and len(set(every)) == 6
-    codes = model.codec.image.encode(model.codec.arrays(images))
-    for i, row in enumerate(scored):  # <eos> text <break> image <eos>
-        text, image = np.split(row[1:-1], [list(row).index(model.layout.brk) - 1])
-        assert row[0] == row[-1] == model.layout.eos
-        assert model.codec.decode_text(model.layout.pieces(text)) == every[i]
-        assert (model.layout.codes(image[1:]) == codes[i // 3].ravel()).all()
-    with pytest.raises(ValueError, match="candidates=0"):
-        model.caption(images, candidates=0)
-
-
 def test_infill_keeps_what_is_outside_the_mask(model, documents):
     mask = np.zeros((32, 32), bool)
     mask[3:14, 5:9] = True

@@ -78,6 +78,11 @@ def test_mistakes_end_in_one_line_that_says_the_mend(workdir, tmp_path):
             "not a work directory",
         ),
         ((*sample, "--task", "caption"), "--task caption needs --image"),
+        ((*sample, "--task", "caption", "--prompt", "x"), "--prompt is not for"),
+        (
+            (*sample, "--prompt", "x", "--prompt", "y", "--out", tmp_path / "a.png"),
+            "give a folder for several pictures",
+        ),
         ((*sample, "--task", "draw"), "should be one of"),
         ((*sample, "--prompt", "a red circle"), "--out FILE.png"),
         (

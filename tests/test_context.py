@@ -148,7 +148,10 @@ def written(monkeypatch):
 def _model(memory=None):
     names = types.SimpleNamespace
     sampling = names(
-        text_to_image=Sampler(guidance=2.0), caption=Sampler(), infill=Sampler()
+        text_to_image=Sampler(guidance=2.0),
+        caption=Sampler(),
+        infill=Sampler(),
+        text_candidates=1,
     )
     system = names(
         name="tiny",
@@ -192,6 +195,40 @@ def test_caption_with_documents_given_and_retrieved(written):
     # Captions get shorter before documents are dropped, but not too short.
     model.caption(pictures, retrieve=[DOCUMENTS[:2], DOCUMENTS[:3]])
     assert model.context.fallbacks["dropped"] in (0, 1)
+
+
+def test_the_likeliest_of_several_texts_is_taken(monkeypatch):
+    def write(self, wanted, sampler, seed, image_tokens):
+        for i in range(len(wanted)):
+            yield np.array([*LAYOUT.text_ids([97 + i]), LAYOUT.eoss])
+
+    def score(self, rows, starts):
+        scored.append((rows, starts))
+        return [-3.0, -1.0, -2.0, -1.0, -4.0, -0.5][: len(rows)]
+
+    scored: list = []
+    monkeypatch.setattr(Engine, "write", write)
+    monkeypatch.setattr(Engine, "score", score)
+    model = _model()
+    pictures = [DOCUMENTS[4].segments[1].array, DOCUMENTS[5].segments[1].array]
+    found = model.caption(pictures, candidates=3, retrieve=[DOCUMENTS[:1], []])
+    assert found == ["b", "f"]
+    codes = CODEC.image.encode(pictures)
+    for i, (row, start) in enumerate(zip(*scored.pop(), strict=True)):
+        before = [EOS, *_joined([0] if i < 3 else [])]
+        text, image = LAYOUT.text_ids([97 + i]), LAYOUT.image_ids(codes[i // 3]).ravel()
+        assert row.tolist() == [*before, *text, BRK, *image, EOS]
+        assert start == len(before)
+    hole = Document((Text("x<mask>y"),))
+    assert model.infill([hole], candidates=3)[0].segments[0].text == "xby"
+    (row, *_), (start, *_) = scored.pop()
+    assert row.tolist() == [EOS, *LAYOUT.text_ids(list(b"xay")), EOS] and start == 1
+    # A greedy sampler would write the same thing three times.
+    greedy = Sampler(temperature=0.0)
+    assert model.caption(pictures, candidates=3, sampler=greedy) == ["a", "b"]
+    with pytest.raises(ValueError, match="candidates=0"):
+        model.caption(pictures, candidates=0)
+    assert not scored
 
 
 def test_fewer_documents_are_counted_and_said(written, caplog):

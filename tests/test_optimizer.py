@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training as tiny
+import tiny_vqgan
 from flax import nnx
 
+from cm3leon_jax.models import vqgan
 from cm3leon_jax.models.decoder import Decoder, DecoderConfig
 from cm3leon_jax.training.optimizer import (
     OptimizerConfig,
@@ -135,6 +137,12 @@ def test_muon_orthogonalises_the_blocks_and_leaves_the_rest_to_adam():
         ours, theirs = (np.asarray(getattr(x, name)[...]) for x in (muon, adam))
         ratio = ours / theirs
         np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
+
+
+def test_muon_has_nothing_to_do_in_a_model_without_blocks():
+    tx = make_optimizer(OptimizerConfig(kind="muon", peak=1e-3, warmup=0, steps=1))
+    with pytest.raises(ValueError, match="choose 'adamw'"):
+        tx.init(vqgan.abstract(tiny_vqgan.LOCAL))
 
 
 @pytest.mark.parametrize(

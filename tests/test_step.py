@@ -13,14 +13,18 @@ from cm3leon_jax.training.loss import GROUPS, RETRIEVAL_GROUPS
 
 
 @functools.cache
-def losses(sizes: tuple[int, int, int], config: step.StepConfig, steps: int):
+def losses(
+    sizes: tuple[int, int, int], config: step.StepConfig, steps: int, kind="adamw"
+):
     """The metrics of the first steps of the real decoder on a mesh."""
-    mesh = tiny.mesh_of(*sizes)
-    abstract = jax.eval_shape(tiny.init, jax.random.key(0))
-    placement = shardings(abstract, mesh, tiny.RULES)
-    state = jax.jit(tiny.init, out_shardings=placement)(jax.random.key(0))
+    mesh, tx = tiny.mesh_of(*sizes), tiny.optimizer(kind=kind)
+    init = functools.partial(tiny.init, tx=tx)
+    placement = shardings(jax.eval_shape(init, jax.random.key(0)), mesh, tiny.RULES)
+    state = jax.jit(init, out_shardings=placement)(jax.random.key(0))
     update = jax.jit(
-        tiny.step_fn(mesh, config), donate_argnums=0, out_shardings=(placement, None)
+        tiny.step_fn(mesh, config, tx=tx),
+        donate_argnums=0,
+        out_shardings=(placement, None),
     )
     history = []
     for t in range(steps):
@@ -38,9 +42,18 @@ def test_the_first_loss_is_ln_v_and_then_it_falls():
     assert metrics["loss"][-1] < metrics["loss"][0] - 0.3
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_the_mesh_does_not_change_the_losses(sizes):
-    one, many = losses((1, 1, 1), tiny.STEP, 20), losses(sizes, tiny.STEP, 20)
+@pytest.mark.parametrize(
+    "sizes, kind",
+    [
+        ((8, 1, 1), "adamw"),
+        ((1, 8, 1), "adamw"),
+        ((2, 2, 2), "adamw"),
+        ((2, 2, 2), "muon"),
+    ],
+)
+def test_the_mesh_does_not_change_the_losses(sizes, kind):
+    one = losses((1, 1, 1), tiny.STEP, 20, kind)
+    many = losses(sizes, tiny.STEP, 20, kind)
     np.testing.assert_allclose(many["loss"], one["loss"], rtol=1e-5)
     for group in GROUPS:
         np.testing.assert_allclose(

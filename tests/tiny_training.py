@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -63,18 +63,20 @@ def device_batch(t: int) -> dict[str, jax.Array]:
     return {key: jax.numpy.asarray(x) for key, x in batch(t).items() if key != "row"}
 
 
-def optimizer(steps: int = 20):
-    return make_optimizer(OptimizerConfig(peak=3e-3, warmup=4, steps=steps))
+def optimizer(steps: int = 20, kind: Literal["adamw", "muon"] = "adamw"):
+    return make_optimizer(OptimizerConfig(kind=kind, peak=3e-3, warmup=4, steps=steps))
 
 
-def init(key: jax.Array) -> state.TrainState:
-    return state.create(Decoder(DECODER, nnx.Rngs(key)), optimizer())
+def init(key: jax.Array, tx: Any = None) -> state.TrainState:
+    return state.create(Decoder(DECODER, nnx.Rngs(key)), tx or optimizer())
 
 
-def step_fn(mesh: Mesh, config: step.StepConfig = STEP, steps: int = 20):
+def step_fn(
+    mesh: Mesh, config: step.StepConfig = STEP, steps: int = 20, tx: Any = None
+):
     return functools.partial(
         step.train_step,
-        tx=optimizer(steps),
+        tx=tx or optimizer(steps),
         layout=LAYOUT,
         config=config,
         shard=shard_fn(mesh, RULES),

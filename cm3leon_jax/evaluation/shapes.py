@@ -1,5 +1,6 @@
 """The shapes world, scored by the oracle on scenes that training has never seen."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def unseen_pairs(model: CM3Leon, documents: Sequence[Document], seed: int) -> Ou
 
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """What the caption of a picture names: `objects` of the likeliest of as many as the
-    config says, `objects_of_1` of the only one that is written."""
+    config says, `objects_of_1` of a single one, written greedily."""
     originals = _pictures(documents)
     world = _world(model)
     wanted = _wanted(documents)
@@ -67,7 +68,8 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     def named(texts: Sequence[str]) -> list[Objects]:
         return [oracle.parse_caption(world, text) for text in texts]
 
-    alone = named(model.caption(originals, candidates=1, seed=seed))
+    greedy = dataclasses.replace(model.system.sampling.caption, temperature=0.0)
+    alone = named(model.caption(originals, sampler=greedy, seed=seed))
     texts = model.caption(originals, seed=seed)
     found = named(texts)
     scores = {

@@ -127,7 +127,13 @@ def _orthogonalised(params: Any) -> Any:
     def mark(node: Any) -> Any:
         return jax.tree.map(lambda _: axes(node), node)
 
-    return jax.tree.map(mark, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    marked = jax.tree.map(mark, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    if not jax.tree.leaves(marked):
+        raise ValueError(
+            "optimizer.kind='muon' is for the matrices of stacked blocks, and this model "
+            "has none: choose 'adamw'"
+        )
+    return marked
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
