@@ -54,7 +54,7 @@ def main() -> dict:
         raise ValueError(f"--runs {sorted(unknown)[0]}: choose from {', '.join(RUNS)}")
     workdir = Path(command.WORKDIR.value)
     config = command.given_config(CONFIG)
-    if not config.get("retrieval"):
+    if config["retrieval"] is None:
         raise ValueError("a retrieval study needs a config with the section retrieval")
     shared = [name for name in stages.STAGES if name != "pretrain"]
     overwrite = command.OVERWRITE.value

@@ -7,68 +7,31 @@ import re
 
 import numpy as np
 import pytest
-from tiny_data import GRID, LAYOUT, build_cache, make_documents
+from tiny_data import LAYOUT
+from tiny_mixing import (
+    INFILL,
+    LENGTHS,
+    MODES,
+    RECORDS,
+    cache,
+    neighbours,
+    rows_of,
+    write,
+)
 
-from cm3leon_jax.data import infill, records
-from cm3leon_jax.data.infill import InfillConfig
+from cm3leon_jax.data import infill
 from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.packing import PackingConfig
 from cm3leon_jax.data.pipeline import Rows, batches, build_sample
 
 EOS, BRK, EOSS, S0 = LAYOUT.eos, LAYOUT.brk, LAYOUT.eoss, LAYOUT.sentinels[0]
-INFILL = InfillConfig(spans=1, segment=0.2, region=0.3, region_without_text=0.5)
-MODES = {
-    "causal": InfillConfig(spans=0, segment=0, region=0, region_without_text=0),
-    "spans": InfillConfig(spans=3, segment=0, region=0, region_without_text=0),
-    "segment": InfillConfig(spans=0, segment=1, region=0, region_without_text=0),
-    "region": InfillConfig(spans=0, segment=0, region=1, region_without_text=0.5),
-    "mixed": INFILL,
-}
-LENGTHS = {"concatenate": 64, "first_fit": 150}
-RECORDS, HELD_OUT = 60, 20
-
-
-def _table(rng, rows, bank, own):
-    """Four neighbours each, never itself, with holes, some records without any."""
-    table = np.stack([rng.permutation(bank)[:5] for _ in range(rows)])
-    if own:
-        mine = table == np.arange(rows)[:, None]
-        table = np.where(mine, table[:, 4:], table)
-    table = table[:, :4].astype(np.int32)
-    table[rng.random(table.shape) < 0.1] = -1
-    table[::17] = -1
-    return table
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens")
-    build_cache(path, make_documents(RECORDS))
-    held_out = make_documents(HELD_OUT, seed=1)
-    build_cache(path, held_out, split="validation")
-    rng = np.random.default_rng(0)
-    for split, rows in (("train", RECORDS), ("validation", HELD_OUT)):
-        table = _table(rng, rows, RECORDS, own=split == "train")
-        np.save(path / f"neighbours-{split}.npy", table)
+    write(path)
     return path
-
-
-def _cache(folder, split="train"):
-    return records.TokenRecords(folder, split, layout=LAYOUT, grid=GRID)
-
-
-def _neighbours(folder, split="train", **changes):
-    path = folder / f"neighbours-{split}.npy"
-    return Neighbours(path, _cache(folder), **({"documents": 3} | changes))
-
-
-def _rows(folder, kind, mode="mixed", split="train", row_length=None, **changes):
-    length = row_length or LENGTHS[kind]
-    packing = PackingConfig(kind=kind, row_length=length)
-    return Rows(
-        *(_cache(folder, split), LAYOUT, MODES[mode], packing, 0),
-        _neighbours(folder, split, **changes),
-    )
 
 
 def _whole(rows, epoch):
@@ -116,7 +79,7 @@ def _documents(plain, bank, queries):
 @pytest.mark.parametrize("kind", LENGTHS)
 @pytest.mark.parametrize("mode", MODES)
 def test_samples_are_their_documents_and_uninfill_gives_them_back(folder, kind, mode):
-    rows, bank = _rows(folder, kind, mode), list(_cache(folder))
+    rows, bank = rows_of(folder, kind, mode), list(cache(folder))
     for epoch in (0, 1):
         seen, found = [], 0
         for tokens, moved, retrieved in _whole(rows, epoch):
@@ -172,7 +135,7 @@ def _check_marks(tokens, moved, retrieved, documents):
 
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_the_plan_knows_every_length(folder, kind):
-    rows = _rows(folder, kind)
+    rows = rows_of(folder, kind)
     numbers = np.arange(RECORDS)
     for epoch in range(3):
         draws = rows._draw(epoch, numbers)
@@ -187,7 +150,7 @@ def test_the_plan_knows_every_length(folder, kind):
 
 @pytest.mark.parametrize("mode", ["segment", "region"])
 def test_segments_and_regions_are_the_querys_as_at_inference(folder, mode):
-    rows, bank = _rows(folder, "first_fit", mode), list(_cache(folder))
+    rows, bank = rows_of(folder, "first_fit", mode), list(cache(folder))
     alone = 0
     for tokens, moved, retrieved in _whole(rows, 0):
         assert not (moved & retrieved).any()
@@ -205,26 +168,26 @@ def test_which_and_how_many_are_drawn_by_epoch_and_record(folder):
     numbers = np.tile(np.arange(1, 17), 400)  # none of which is without neighbours
     lengths = np.full(len(numbers), 9)
     options = {"epoch": 0, "seed": 0, "capacity": None}
-    near, cache = _neighbours(folder), _cache(folder)
-    first = near.draw(cache, numbers, lengths, **options)
+    near, tokens = neighbours(folder), cache(folder)
+    first = near.draw(tokens, numbers, lengths, **options)
     for change in ({"epoch": 1}, {"seed": 1}):
-        other = near.draw(cache, numbers, lengths, **(options | change))
+        other = near.draw(tokens, numbers, lengths, **(options | change))
         assert (other.rows != first.rows).any(axis=1).mean() > 0.5
-    few = near.draw(cache, numbers[5:9], lengths[5:9], **options)
+    few = near.draw(tokens, numbers[5:9], lengths[5:9], **options)
     np.testing.assert_array_equal(few.rows, first.rows[5:9])
     # Every one of four neighbours is left out a quarter of the time, at every place.
     full = np.flatnonzero((near.table >= 0).all(axis=1))
     shares = np.zeros((3, 4))
     for epoch in range(300):
         drawn = near.draw(
-            cache, full, np.full(len(full), 9), **(options | {"epoch": epoch})
+            tokens, full, np.full(len(full), 9), **(options | {"epoch": epoch})
         )
         shares += (drawn.rows[:, :, None] == near.table[full][:, None]).sum(axis=0)
     np.testing.assert_allclose(shares / (300 * len(full)), 0.25, atol=0.02)
     # From `fewest` on all numbers are alike.
-    rng_rows = _neighbours(folder, fewest=0)
+    rng_rows = neighbours(folder, fewest=0)
     many = [
-        rng_rows.draw(cache, full, np.full(len(full), 9), **(options | {"epoch": e}))
+        rng_rows.draw(tokens, full, np.full(len(full), 9), **(options | {"epoch": e}))
         for e in range(300)
     ]
     counts = np.bincount(np.concatenate([(m.rows >= 0).sum(axis=1) for m in many]))
@@ -234,14 +197,14 @@ def test_which_and_how_many_are_drawn_by_epoch_and_record(folder):
 
 @pytest.mark.parametrize("noise", [0.5, 1.0])
 def test_noise_replaces_neighbours_and_never_by_the_record_itself(folder, noise):
-    near, cache = _neighbours(folder, noise=noise), _cache(folder)
-    exact = _neighbours(folder)
+    near, tokens = neighbours(folder, noise=noise), cache(folder)
+    exact = neighbours(folder)
     numbers, lengths = np.arange(RECORDS), np.full(RECORDS, 9)
     kept, seen = [], set()
     for epoch in range(100):
         options = {"epoch": epoch, "seed": 0, "capacity": None}
-        drawn = near.draw(cache, numbers, lengths, **options)
-        plain = exact.draw(cache, numbers, lengths, **options)
+        drawn = near.draw(tokens, numbers, lengths, **options)
+        plain = exact.draw(tokens, numbers, lengths, **options)
         np.testing.assert_array_equal(drawn.rows < 0, plain.rows < 0)
         assert (drawn.rows != numbers[:, None]).all() and drawn.rows.max() < RECORDS
         kept.append((drawn.rows == plain.rows)[plain.rows >= 0].mean())
@@ -252,8 +215,8 @@ def test_noise_replaces_neighbours_and_never_by_the_record_itself(folder, noise)
 
 @pytest.mark.parametrize("mode", ["mixed", "spans"])
 def test_overlong_samples_lose_whole_documents_first_and_it_is_counted(folder, mode):
-    bank = list(_cache(folder))
-    wide, narrow = (_rows(folder, "first_fit", mode, row_length=n) for n in (500, 80))
+    bank = list(cache(folder))
+    wide, narrow = (rows_of(folder, "first_fit", mode, row_length=n) for n in (500, 80))
     numbers = np.arange(RECORDS)
     draws = [rows._draw(0, numbers) for rows in (wide, narrow)]
     # No span is given up for a document, nor anything of the query.
@@ -280,8 +243,8 @@ def test_overlong_samples_lose_whole_documents_first_and_it_is_counted(folder, m
 
 
 def test_records_left_out_retrieve_nothing(folder):
-    longest = max(len(record.tokens) for record in _cache(folder))
-    rows = _rows(folder, "first_fit", row_length=longest - 2)
+    longest = max(len(record.tokens) for record in cache(folder))
+    rows = rows_of(folder, "first_fit", row_length=longest - 2)
     assert rows.skipped > 0
     mixture = rows._mix(0, np.arange(RECORDS), rows._draw(0, np.arange(RECORDS)))
     out = rows._draw(0, np.arange(RECORDS)).length == 0
@@ -291,17 +254,17 @@ def test_records_left_out_retrieve_nothing(folder):
 
 
 def test_held_out_records_retrieve_from_the_training_bank(folder):
-    rows = _rows(folder, "first_fit", split="validation")
-    bank, queries = list(_cache(folder)), list(_cache(folder, "validation"))
+    rows = rows_of(folder, "first_fit", split="validation")
+    bank, queries = list(cache(folder)), list(cache(folder, "validation"))
     for tokens, _, _ in _whole(rows, 0):
         documents, record = _documents(infill.uninfill(tokens, LAYOUT), bank, queries)
         assert set(documents) <= set(rows.neighbours.table[record].tolist())
 
 
 def test_ids_of_a_row_name_its_documents_too(folder):
-    rows = _rows(folder, "first_fit")
+    rows = rows_of(folder, "first_fit")
     ids = rows.record_ids(0)
-    bank = {record.id: record for record in _cache(folder)}
+    bank = {record.id: record for record in cache(folder)}
     row = rows.row(0)
     for segment in range(1, row["segments"].max() + 1):
         plain = infill.uninfill(row["tokens"][row["segments"] == segment], LAYOUT)
@@ -327,14 +290,14 @@ WITHOUT = {"concatenate": "98e54e09bab860bc", "first_fit": "0d9216d3e1343b73"}
 @pytest.mark.parametrize("kind, length", [("concatenate", 24), ("first_fit", 70)])
 def test_without_neighbours_every_byte_is_as_before(folder, kind, length):
     packing = PackingConfig(kind=kind, row_length=length)
-    rows = Rows(_cache(folder), LAYOUT, INFILL, packing, 0)
+    rows = Rows(cache(folder), LAYOUT, INFILL, packing, 0)
     assert _digest(rows) == WITHOUT[kind]
     assert rows.retrieved(0) == {"documents": 0, "missing": 0, "dropped": 0}
 
 
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_workers_and_processes_change_no_byte(folder, kind):
-    rows = _rows(folder, kind, fewest=1, noise=0.2)
+    rows = rows_of(folder, kind, fewest=1, noise=0.2)
     steps = 4
 
     def take(processes, workers):
@@ -371,8 +334,8 @@ def test_workers_and_processes_change_no_byte(folder, kind):
 def _saved(folder, tmp_path, change):
     table = np.load(folder / "neighbours-train.npy")
     np.save(tmp_path / "n.npy", change(table))
-    near = Neighbours(tmp_path / "n.npy", _cache(folder), documents=3)
-    near.check(_cache(folder))
+    near = Neighbours(tmp_path / "n.npy", cache(folder), documents=3)
+    near.check(cache(folder))
 
 
 def _put(table, row, slot, value):
@@ -400,10 +363,10 @@ def test_neighbours_of_other_records_are_refused(folder, tmp_path, change, messa
 
 def test_bad_settings_and_files_are_refused(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="build_bank"):
-        Neighbours(tmp_path / "none.npy", _cache(folder), documents=3)
+        Neighbours(tmp_path / "none.npy", cache(folder), documents=3)
     (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match="damaged"):
-        Neighbours(tmp_path / "cut.npy", _cache(folder), documents=3)
+        Neighbours(tmp_path / "cut.npy", cache(folder), documents=3)
     for change, message in (
         ({"documents": 5}, "documents=5"),
         ({"documents": 0}, "documents=0"),
@@ -411,11 +374,11 @@ def test_bad_settings_and_files_are_refused(folder, tmp_path):
         ({"noise": 1.5}, "noise=1.5"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            _neighbours(folder, **change)
-    other = _cache(folder, "validation")
+            neighbours(folder, **change)
+    other = cache(folder, "validation")
     with pytest.raises(ValueError, match="is of 60 records"):
-        _neighbours(folder).check(other)
-    rows = _rows(folder, "first_fit")
+        neighbours(folder).check(other)
+    rows = rows_of(folder, "first_fit")
     rows.neighbours.bank.index = rows.neighbours.bank.index.copy()
     rows.neighbours.bank.index["length"] += 1
     with pytest.raises(ValueError, match="not the one that its index"):

@@ -133,7 +133,7 @@ def loss_terms(
 
 
 def contrast(
-    a_BE: jax.Array, b_BE: jax.Array, scale: jax.typing.ArrayLike, shard: Shard
+    a_BE: jax.Array, b_BE: jax.Array, scale: jax.Array | float, shard: Shard
 ) -> tuple[jax.Array, jax.Array]:
     """Symmetric InfoNCE of rows that belong together, and how often a finds its b.
 
@@ -143,7 +143,7 @@ def contrast(
     right_B = jnp.arange(len(a_BE))
     forth = optax.softmax_cross_entropy_with_integer_labels(logits_BS, right_B)
     back = optax.softmax_cross_entropy_with_integer_labels(logits_BS.T, right_B)
-    accuracy = jnp.mean(logits_BS.argmax(1) == right_B)
+    accuracy = jnp.mean(jnp.argmax(logits_BS, axis=1) == right_B)
     return (jnp.mean(forth) + jnp.mean(back)) / 2, accuracy
 
 

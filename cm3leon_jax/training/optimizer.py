@@ -130,8 +130,8 @@ def _orthogonalised(params: Any) -> Any:
     marked = jax.tree.map(mark, params, is_leaf=lambda x: isinstance(x, nnx.Variable))
     if not jax.tree.leaves(marked):
         raise ValueError(
-            "optimizer.kind='muon' is for the matrices of stacked blocks, and this model "
-            "has none: choose 'adamw'"
+            "optimizer.kind='muon' is for the matrices of stacked blocks, and this "
+            "model has none: choose 'adamw'"
         )
     return marked
 
