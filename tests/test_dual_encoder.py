@@ -82,6 +82,15 @@ def test_preset_has_the_published_number_of_parameters():
     assert dual_encoder.parameter_count(VIT_B_32) == 151_277_313
 
 
+def test_scale_starts_where_it_is_told():
+    build = functools.partial(DualEncoder, CONFIG, nnx.Rngs(0))
+    np.testing.assert_allclose(build().scale(), 1 / 0.07, rtol=1e-5)
+    np.testing.assert_allclose(build(80.0).scale(), 80, rtol=1e-5)
+    wild = build(80.0)
+    wild.logit_scale[...] = jnp.float32(9)
+    assert wild.scale() == dual_encoder.MAX_SCALE
+
+
 def test_embeddings_have_length_one():
     t_BE = model().text(*texts_of(1, 5, 12))
     i_BE = model().image(dual_encoder.to_float(jnp.asarray(pictures(3))))
@@ -310,6 +319,7 @@ def test_pairs_that_do_not_fit_are_refused(tmp_path, changes, message):
         ({"batch_size": 1}, "batch_size=1: .* at least 2"),
         ({"text_views": -1.0}, "text_views=-1.0 is negative"),
         ({"rare": 0.0}, "rare=0.0 must be positive"),
+        ({"first_scale": 300.0}, "first_scale=300.0 must be between 1 and 100"),
         ({"log_every": 0}, "log_every=0 must be positive"),
     ],
 )

@@ -31,7 +31,8 @@ Activation = Literal["quick_gelu", "gelu"]
 Dtype = Literal["float32", "bfloat16"]
 
 NORM_EPS = 1e-5
-FIRST_TEMPERATURE, MAX_SCALE = 0.07, 100.0  # of the inner products, as published
+FIRST_SCALE, MAX_SCALE = 1 / 0.07, 100.0  # of the inner products, as published
+POSITION_STD = 0.5  # of patches: a run of minutes must learn where things are
 # Of the pictures' channels, in [0, 1]: what CLIP's weights are made for.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -185,7 +186,7 @@ class Vision(nnx.Module):
         self.w_patch = normal(rngs, (C, D), (None, "embed"), C**-0.5)
         self.class_token = normal(rngs, *width, std)
         shape = (1 + config.patches, D)
-        self.position = normal(rngs, shape, (None, "embed"), std)
+        self.position = normal(rngs, shape, (None, "embed"), POSITION_STD)
         self.scale_first, self.bias_first = constant(1, *width), constant(0, *width)
         layers, heads = config.vision_layers, config.vision_heads
         self.blocks = Blocks(layers, D, heads, config, rngs)
@@ -249,15 +250,19 @@ class Text(nnx.Module):
 
 
 class DualEncoder(nnx.Module):
-    """Both towers and the learned scale of their inner products."""
+    """Both towers and the learned scale of their products, at first `first_scale`."""
 
-    def __init__(self, config: DualEncoderConfig, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: DualEncoderConfig,
+        rngs: nnx.Rngs,
+        first_scale: float = FIRST_SCALE,
+    ):
         self.config = config
         with nnx.use_eager_sharding(False):  # names only; no mesh is needed to build
             self.vision = Vision(config, rngs)
             self.words = Text(config, rngs)
-            first = math.log(1 / FIRST_TEMPERATURE)
-            self.logit_scale = constant(first, (), ())
+            self.logit_scale = constant(math.log(first_scale), (), ())
 
     def text(
         self, ids_BL: jax.Array, length_B: jax.Array, *, shard: Shard = identity

@@ -94,7 +94,8 @@ def train(
         return {key: float(np.mean([x[key] for x in found])) for key in found[0]}
 
     def init(key: jax.Array) -> state.TrainState:
-        return state.create(DualEncoder(model_config, nnx.Rngs(key)), tx)
+        made = DualEncoder(model_config, nnx.Rngs(key), config.first_scale)
+        return state.create(made, tx)
 
     steps = config.optimizer.steps
     final = loop.run(

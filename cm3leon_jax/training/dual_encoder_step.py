@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import optax
 
 from cm3leon_jax.models.dual_encoder import (
+    FIRST_SCALE,
+    MAX_SCALE,
     DualEncoder,
     to_float,
 )
@@ -32,6 +34,9 @@ Metrics = dict[str, jax.Array]
 class DualEncoderTrainConfig:
     """Settings of one run; `optimizer.steps` is its length.
 
+    `first_scale` is where the learned scale of inner products starts; it moves little
+    in a short run. The higher it is, the less of the space is taken by telling pictures
+    from texts, and the more is left for telling texts apart, or pictures.
     `text_views` is the weight of the term between texts and their views, 0 for plain
     CLIP. `view_scale` multiplies the inner products there: the lower it is, the further
     apart texts must lie. A view keeps a word that is `f` of all words with probability
@@ -45,6 +50,7 @@ class DualEncoderTrainConfig:
 
     optimizer: OptimizerConfig
     batch_size: int
+    first_scale: float = FIRST_SCALE
     text_views: float = 0.0
     view_scale: float = 10.0
     rare: float = 1e-3
@@ -66,6 +72,11 @@ class DualEncoderTrainConfig:
         for key in ("text_views", "shift"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{name}.{key}={getattr(self, key)} is negative")
+        if not 1 <= self.first_scale <= MAX_SCALE:
+            raise ValueError(
+                f"{name}.first_scale={self.first_scale} must be between 1 and "
+                f"{MAX_SCALE:g}, which it never exceeds"
+            )
         for key in ("view_scale", "rare"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{name}.{key}={getattr(self, key)} must be positive")
