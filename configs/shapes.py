@@ -134,7 +134,7 @@ def _study() -> ConfigDict:
             "kind": "trained",
             "model": {
                 "image_size": 32,
-                "patch": 8,
+                "patch": 16,
                 "vision_layers": 2,
                 "vision_width": 64,
                 "vision_heads": 4,
@@ -143,18 +143,21 @@ def _study() -> ConfigDict:
                 "text_layers": 2,
                 "text_width": 64,
                 "text_heads": 4,
-                "embed": 64,
+                "embed": 128,
             },
             "training": {
                 "optimizer": {
-                    "peak": 2e-3,
+                    "peak": 3e-3,
                     "warmup": 50,
                     "steps": 400,
                     "schedule": "cosine",
                     "floor": 0.02,
+                    "weight_decay": 0.01,
                 },
                 "batch_size": 256,
-                "text_views": 1.0,
+                # Names must stay apart more than pictures from texts.
+                "text_views": 8.0,
+                "first_scale": 80.0,
                 "shift": 2,
             },
         },
