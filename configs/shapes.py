@@ -154,7 +154,7 @@ def _study() -> ConfigDict:
                     "floor": 0.02,
                     "weight_decay": 0.01,
                 },
-                "batch_size": 256,
+                "batch_size": 384,
                 # Names must stay apart more than pictures from texts.
                 "text_views": 8.0,
                 "first_scale": 80.0,

@@ -78,7 +78,9 @@ def test_parameter_counts_of_the_paper(name, tied):
 
 
 def test_every_parameter_names_its_axes():
-    is_param = lambda x: isinstance(x, nnx.Param)  # noqa: E731
+    def is_param(x):
+        return isinstance(x, nnx.Param)
+
     for config in SETTINGS.values():
         for param in jax.tree.leaves(abstract(config), is_leaf=is_param):
             names = param.get_metadata()["out_sharding"]

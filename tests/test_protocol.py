@@ -20,6 +20,8 @@ PROTOCOL = Protocol(
     **{"name": "a:b", "world": "shapes", "split": "test", "documents": 12},
     **{"tasks": ("draw",), "shown": 2, "seed": 0},
 )
+from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.system import SamplingConfig
 
 
 def test_copies_do_not_narrow_an_interval():
@@ -119,7 +121,9 @@ def workdir(tmp_path, monkeypatch):
     (tmp_path / "pretrain").mkdir()
     done = {"steps": 5, "inputs_hash": "0123456789ab"}
     (tmp_path / "pretrain" / "DONE.json").write_text(json.dumps(done))
-    model = SimpleNamespace(system=SimpleNamespace(name="x"))
+    one = Sampler()
+    sampling = SamplingConfig(text_to_image=one, caption=one, infill=one)
+    model = SimpleNamespace(system=SimpleNamespace(name="x", sampling=sampling))
     monkeypatch.setattr(protocol.CM3Leon, "load", lambda *_: model)
     monkeypatch.setattr(protocol, "latest_step", lambda _: 5)
     return tmp_path

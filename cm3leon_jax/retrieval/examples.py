@@ -56,9 +56,13 @@ def write(
     hits = np.full((len(chunk), len(WAYS), wanted), -1, np.int64)
     scores = np.zeros(hits.shape, np.float32)
     for way, embed in enumerate((embedder.texts, embedder.images)):
-        mine = [i for i, question in enumerate(questions) if _given(question[way])]
-        if mine:
-            vectors = embed([questions[i][way] for i in mine])  # type: ignore
+        asking: dict[int, Any] = {  # a text, or pixels
+            i: question[way]
+            for i, question in enumerate(questions)
+            if _given(question[way])
+        }
+        if asking:
+            mine, vectors = list(asking), embed(list(asking.values()))
             scores[mine, way], hits[mine, way] = bank.search(vectors, wanted, mesh)
     chosen = select(
         *(numbers, bank[numbers], hits, bank),

@@ -24,7 +24,11 @@ from cm3leon_jax.models.dual_encoder import (
     to_float,
 )
 from cm3leon_jax.models.layers import Shard, identity
-from cm3leon_jax.training.optimizer import OptimizerConfig, make_optimizer
+from cm3leon_jax.training.optimizer import (
+    OptimizerConfig,
+    make_optimizer,
+    updated,
+)
 from cm3leon_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -108,8 +112,7 @@ def train_step(
         return loss_terms(model, {**batch, "images": images_BYXC}, config, shard)
 
     (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.model)
-    updates, opt = tx.update(grads, state.opt, state.model)
-    model = optax.apply_updates(state.model, updates)  # type: ignore[arg-type]
+    model, opt = updated(tx, state.model, state.opt, grads)
     metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return state.replace(step=state.step + 1, model=model, opt=opt), metrics
 

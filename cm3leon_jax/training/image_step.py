@@ -24,7 +24,11 @@ from cm3leon_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from cm3leon_jax.models.layers import Shard, identity
 from cm3leon_jax.models.vqgan import VQGAN, VQGANConfig
 from cm3leon_jax.training.codebook import USE_DECAY, kmeans, restart
-from cm3leon_jax.training.optimizer import OptimizerConfig, make_optimizer
+from cm3leon_jax.training.optimizer import (
+    OptimizerConfig,
+    make_optimizer,
+    updated,
+)
 
 Features = Callable[[jax.Array], Sequence[jax.Array]]
 Metrics = dict[str, jax.Array]
@@ -185,7 +189,7 @@ def train_step(
 
     gradient = jax.grad(objective, has_aux=True)
     grads, (metrics, z_BYXE, code_BYX, painted_BYXC) = gradient(state.model)
-    model, opt = _update(tx, state.model, state.opt, grads)
+    model, opt = updated(tx, state.model, state.opt, grads)
     state = dataclasses.replace(state, model=model, opt=opt)
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["psnr"] = 10 * jnp.log10(4 / _mse(painted_BYXC, images_BYXC))
@@ -325,7 +329,7 @@ def _update_discriminator(
             return patchgan.hinge(judge(images_BYXC), judge(painted_BYXC))
 
         loss, grads = jax.value_and_grad(objective)(judge)
-        return *_update(tx, judge, opt, grads), loss
+        return *updated(tx, judge, opt, grads), loss
 
     judge, opt, loss = jax.lax.cond(
         judging,
@@ -341,14 +345,6 @@ def _update_discriminator(
 # `Any` is an NNX module: a pytree of its parameters, which optax's types do not know.
 def _init(tx: optax.GradientTransformation, module: Any) -> optax.OptState:
     return tx.init(module)
-
-
-def _update(
-    tx: optax.GradientTransformation, module: Any, opt: optax.OptState, grads: Any
-) -> tuple[Any, optax.OptState]:
-    """The module and its optimizer's state after one update."""
-    updates, opt = tx.update(grads, opt, module)
-    return optax.apply_updates(module, updates), opt
 
 
 def _with_codebook(model: VQGAN, codes_ZE: jax.Array) -> VQGAN:

@@ -154,3 +154,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         optax.add_decayed_weights(config.weight_decay, _decayed),
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count)),
     )
+
+
+def updated(
+    tx: optax.GradientTransformation, module: Any, opt: optax.OptState, grads: Any
+) -> tuple[Any, optax.OptState]:
+    """A module and its optimizer's state after one update."""
+    updates, opt = tx.update(grads, opt, module)
+    return optax.apply_updates(module, updates), opt

@@ -20,6 +20,7 @@ import optax
 
 from cm3leon_jax.parallel.rules import Shard
 from cm3leon_jax.training.loss import Sums, discounted, means, next_token_loss
+from cm3leon_jax.training.optimizer import updated
 from cm3leon_jax.training.state import TrainState
 from cm3leon_jax.vocab import Layout
 
@@ -184,8 +185,7 @@ def train_step(
         )
 
     grads, sums = gradients(sums_fn, state.model, batch, config, shard)
-    updates, opt = tx.update(grads, state.opt, state.model)
-    model = optax.apply_updates(state.model, updates)
+    model, opt = updated(tx, state.model, state.opt, grads)
     metrics = {
         **means(sums),
         "grad_norm": optax.tree.norm(grads),
