@@ -13,6 +13,8 @@ from cm3leon_jax.data import shapes as world
 from cm3leon_jax.data import sources
 from cm3leon_jax.evaluation import pairs, protocol, shapes
 from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
+from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.system import SamplingConfig
 from cm3leon_jax.tokenizers import regions
 
 WORLD = world.ShapesConfig(image_size=32, layout=2)
@@ -20,8 +22,6 @@ PROTOCOL = Protocol(
     **{"name": "a:b", "world": "shapes", "split": "test", "documents": 12},
     **{"tasks": ("draw",), "shown": 2, "seed": 0},
 )
-from cm3leon_jax.sampling.sampler import Sampler
-from cm3leon_jax.system import SamplingConfig
 
 
 def test_copies_do_not_narrow_an_interval():
