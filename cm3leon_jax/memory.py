@@ -17,7 +17,7 @@ from cm3leon_jax import encoders, workdir
 from cm3leon_jax.codec import load_text_tokenizer
 from cm3leon_jax.config import make, write_whole
 from cm3leon_jax.data import sources
-from cm3leon_jax.data.documents import Document, Skipped, Text
+from cm3leon_jax.data.documents import Document, Skipped
 from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.preparation import Pictures, Results, need, run_stage
@@ -211,5 +211,4 @@ class _Texts(Sequence):
         return len(self._documents)
 
     def __getitem__(self, index):
-        segments = self._documents[index].segments
-        return " ".join(x.text for x in segments if isinstance(x, Text))
+        return " ".join(self._documents[index].texts)

@@ -14,7 +14,6 @@ import numpy as np
 from cm3leon_jax import workdir
 from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
 from cm3leon_jax.data import records, sources
-from cm3leon_jax.data.documents import Image
 from cm3leon_jax.evaluation.reconstruction import scores
 from cm3leon_jax.interop import efficientnet
 from cm3leon_jax.parallel.distributed import together
@@ -121,10 +120,9 @@ class Pictures(Sequence):
 
     def __getitem__(self, index):
         document = self._documents[index]
-        for segment in document.segments:
-            if isinstance(segment, Image) and segment.array is not None:
-                return segment.array
-        raise ValueError(f"document {document.id!r} has no picture to learn from")
+        if not document.pictures:
+            raise ValueError(f"document {document.id!r} has no picture to learn from")
+        return document.pictures[0]
 
 
 def run_stage(

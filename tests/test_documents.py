@@ -70,3 +70,13 @@ def test_wrong_arrays_are_refused():
         Mask()
     with pytest.raises(ValueError, match="segment"):
         Document(("a caption",))
+
+
+def test_a_document_gives_its_texts_and_its_pixels_in_order():
+    pixels = [np.full((4, 4, 3), i, np.uint8) for i in range(2)]
+    codes = Image(codes=np.zeros((2, 2), np.int32))
+    parts = (Text("a"), Image(pixels[0]), codes, Text("b"), Image(pixels[1]))
+    document = Document(parts)
+    assert document.texts == ["a", "b"]
+    assert [int(x[0, 0, 0]) for x in document.pictures] == [0, 1]
+    assert Document(()).texts == Document(()).pictures == []

@@ -91,6 +91,17 @@ class Document:
                     f"got {type(segment).__name__}"
                 )
 
+    @property
+    def texts(self) -> list[str]:
+        """Of its `Text` segments, in order."""
+        return [s.text for s in self.segments if isinstance(s, Text)]
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """Pixels of its `Image` segments that have them, uint8 [Y, X, 3], in order."""
+        images = (s.array for s in self.segments if isinstance(s, Image))
+        return [array for array in images if array is not None]
+
 
 @dataclass(frozen=True)
 class Skipped:

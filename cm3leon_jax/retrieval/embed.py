@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.data.documents import Document
 
 _TINY = 1e-6  # a mean this short has no direction
 
@@ -69,8 +69,8 @@ class Embedder:
         without texts, or without pictures, has the vector of what it has. ValueError
         names a document that has neither.
         """
-        texts = [_texts(document) for document in documents]
-        images = [_images(document) for document in documents]
+        texts = [document.texts for document in documents]
+        images = [document.pictures for document in documents]
         total_BE = self._means(texts, self.texts) + self._means(images, self.images)
         for i in np.flatnonzero(np.linalg.norm(total_BE, axis=1) < _TINY).tolist():
             raise ValueError(
@@ -122,18 +122,6 @@ class Embedder:
                 "damaged or its training diverged"
             )
         return normalised(vectors_BE)
-
-
-def _texts(document: Document) -> list[str]:
-    return [s.text for s in document.segments if isinstance(s, Text)]
-
-
-def _images(document: Document) -> list[np.ndarray]:
-    return [
-        s.array
-        for s in document.segments
-        if isinstance(s, Image) and s.array is not None
-    ]
 
 
 def normalised(x_BE: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from PIL import Image as Pillow
 
 from cm3leon_jax.config import write_whole
-from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.data.documents import Document
 from cm3leon_jax.retrieval.bank import Bank
 from cm3leon_jax.retrieval.embed import Embedder
 from cm3leon_jax.retrieval.neighbours import asked
@@ -57,9 +57,7 @@ def write(
     scores = np.zeros(hits.shape, np.float32)
     for way, embed in enumerate((embedder.texts, embedder.images)):
         asking: dict[int, Any] = {  # a text, or pixels
-            i: question[way]
-            for i, question in enumerate(questions)
-            if _given(question[way])
+            i: parts[way] for i, parts in enumerate(questions) if parts[way] is not None
         }
         if asking:
             mine, vectors = list(asking), embed(list(asking.values()))
@@ -93,17 +91,10 @@ def write(
     return path
 
 
-def _given(part: Any) -> bool:
-    return part is not None and not (isinstance(part, str) and part == "")
-
-
 def _shown(document: Document, name: str, folder: Path) -> dict[str, Any]:
     """The text and the first picture of a document, which is written as a file."""
-    texts = [s.text for s in document.segments if isinstance(s, Text)]
-    made: dict[str, Any] = {"text": " ".join(texts), "picture": None}
-    for segment in document.segments:
-        if isinstance(segment, Image) and segment.array is not None:
-            Pillow.fromarray(segment.array).save(folder / f"{name}.png")
-            made["picture"] = f"{name}.png"
-            break
+    made: dict[str, Any] = {"text": " ".join(document.texts), "picture": None}
+    for array in document.pictures[:1]:
+        Pillow.fromarray(array).save(folder / f"{name}.png")
+        made["picture"] = f"{name}.png"
     return made

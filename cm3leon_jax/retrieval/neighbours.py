@@ -9,6 +9,7 @@ calibration.json            the threshold of near-duplicates, where it is not gi
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import sys
@@ -146,7 +147,7 @@ def _queries(
     texts, images = [], []
     for i, document in enumerate(documents):
         text, picture = asked(document, share, seed, first + i)
-        if text:
+        if text is not None:
             texts.append((i, text))
         if picture is not None:
             images.append((i, picture))
@@ -158,18 +159,12 @@ def _queries(
 
 def asked(
     document: Document, share: float, seed: int, number: int
-) -> tuple[str, np.ndarray | None]:
+) -> tuple[str | None, np.ndarray | None]:
     """What document `number` of a split asks the bank with: its text without a `share`
-    of the words ("" for none), and its first picture."""
-    words = " ".join(
-        segment.text for segment in document.segments if isinstance(segment, Text)
-    ).split()
-    pictures = (
-        segment.array
-        for segment in document.segments
-        if isinstance(segment, Image) and segment.array is not None
-    )
-    return " ".join(dropout(words, share, seed, number)), next(pictures, None)
+    of the words, and its first picture; None for what it has not."""
+    words = " ".join(document.texts).split()
+    text = " ".join(dropout(words, share, seed, number))
+    return text or None, next(iter(document.pictures), None)
 
 
 def _chosen(
@@ -228,7 +223,7 @@ def thresholds(
     whose pictures are the same; other documents of one thing are none. Raises
     ValueError where documents do not say of what thing they are.
     """
-    things: dict[Any, list[tuple[int, Document]]] = {}
+    things: dict[Any, list[Document]] = {}
     for documents in (validation, train):
         for i in _some(len(documents), seed):
             document = documents[i]
@@ -236,11 +231,11 @@ def thresholds(
                 (document.metadata[k] for k in _SAME if k in document.metadata), None
             )
             if thing is not None:
-                things.setdefault(thing, []).append((i, document))
+                things.setdefault(thing, []).append(document)
     pairs = [
         (one, other)
         for found in things.values()
-        for (_, one), (_, other) in zip(found[:-1], found[1:], strict=True)
+        for one, other in itertools.pairwise(found)
     ]
     same = [_same_picture(one, other) for one, other in pairs]
     apart = [pair for pair, s in zip(pairs, same, strict=True) if not s][:_PAIRS]
@@ -262,16 +257,8 @@ def _some(count: int, seed: int) -> list[int]:
     return np.argsort(uniform(seed, _OTHER, np.arange(count)))[:most].tolist()
 
 
-def _pictures(document: Document) -> list[np.ndarray]:
-    return [
-        segment.array
-        for segment in document.segments
-        if isinstance(segment, Image) and segment.array is not None
-    ]
-
-
 def _same_picture(one: Document, other: Document) -> bool:
-    a, b = _pictures(one), _pictures(other)
+    a, b = one.pictures, other.pictures
     return len(a) == len(b) and all(map(np.array_equal, a, b))
 
 
