@@ -21,8 +21,7 @@ from cm3leon_jax.data.documents import Document, Skipped
 from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.preparation import Pictures, Results, need, run_stage
-from cm3leon_jax.retrieval import bank as banks
-from cm3leon_jax.retrieval import examples, neighbours
+from cm3leon_jax.retrieval import bank_build, examples, neighbours
 from cm3leon_jax.retrieval.bank import Bank
 from cm3leon_jax.retrieval.embed import Embedder
 from cm3leon_jax.retrieval_config import RetrievalConfig
@@ -73,7 +72,7 @@ def build_bank(system: System, directory: Path, overwrite: bool = False) -> Resu
             split: sources.read_documents(directory / "documents", split)
             for split in SPLITS
         }
-        bank = banks.build(
+        bank = bank_build.build(
             folder,
             embedder,
             documents["train"],
@@ -143,12 +142,13 @@ def add(directory: Path, source: str) -> Results:
     embedder = encoders.load(_retrieval(system).encoder, directory)
     bank = Bank.load(directory / FOLDER, embedder)
     if jax.process_index() == 0:
-        vectors = [
+        made = [
             embedder.documents(documents[start : start + _ADDED_AT_ONCE])
             for start in range(0, len(documents), _ADDED_AT_ONCE)
         ]
         names = [document.id for document in documents]
-        bank.add(names, np.concatenate(vectors), documents)
+        vectors, signatures = map(np.concatenate, zip(*made, strict=True))
+        bank.add(names, vectors, signatures, documents)
     together("bank changed")
     bank = Bank.load(directory / FOLDER)
     return {"added": len(documents), "skipped": skipped, "documents": len(bank)}

@@ -139,7 +139,7 @@ def _study() -> ConfigDict:
                 "vision_width": 64,
                 "vision_heads": 4,
                 "text_vocab": 513,
-                "text_length": 32,
+                "text_length": 24,
                 "text_layers": 2,
                 "text_width": 64,
                 "text_heads": 4,
@@ -147,7 +147,8 @@ def _study() -> ConfigDict:
             },
             "training": {
                 "optimizer": {
-                    "peak": 3e-3,
+                    "kind": "muon",
+                    "peak": 6e-3,
                     "warmup": 50,
                     "steps": 400,
                     "schedule": "cosine",

@@ -12,7 +12,8 @@ from tiny_training import mesh_of
 
 from cm3leon_jax.data.documents import Document, Text
 from cm3leon_jax.retrieval import bank_files
-from cm3leon_jax.retrieval.bank import Bank, build
+from cm3leon_jax.retrieval.bank import Bank
+from cm3leon_jax.retrieval.bank_build import build
 from cm3leon_jax.retrieval.search import STORAGES
 
 
@@ -26,7 +27,8 @@ class Encoder:
 
     def documents(self, documents):
         self.embedded += [document.id for document in documents]
-        return np.stack([vector(document.id) for document in documents])
+        vectors = np.stack([vector(document.id) for document in documents])
+        return vectors, -vectors
 
 
 def vector(name):
@@ -64,6 +66,8 @@ def test_a_bank_finds_what_it_was_built_from(folder):
     np.testing.assert_array_equal(rows, exact(IDS, QUERIES, 10))
     kept = np.einsum("be,bke->bk", QUERIES, bank[rows.ravel()].reshape(5, 10, -1))
     np.testing.assert_allclose(scores, kept, rtol=1e-5)
+    wanted = -np.stack([vector(IDS[i]) for i in (88, 3)])
+    np.testing.assert_allclose(bank.signatures([88, 3]), wanted, atol=1e-3)
     found = bank.documents(rows[0])
     assert [document.id for document in found] == [IDS[row] for row in rows[0]]
 
@@ -85,7 +89,7 @@ def test_documents_are_added_and_removed(folder):
     vectors = np.stack([vector(document.id) for document in more])
     names = [document.id for document in more]
     bank.search(QUERIES, 3)  # a bank on the devices is read again after a change
-    assert bank.add(names, vectors, more) == range(90, 93)
+    assert bank.add(names, vectors, -vectors, more) == range(90, 93)
     best = int(bank.search(QUERIES, 1)[1][0, 0])
     assert bank.remove([bank.ids[best], "new 1"]) == 2
     for one in (bank, Bank.load(folder)):
@@ -100,11 +104,28 @@ def test_documents_are_added_and_removed(folder):
         assert rows[5, 0] == 90 and rows[7, 0] == 92
         assert one.documents([92])[0].segments[0].text == "new"
     with pytest.raises(ValueError, match="has these already, .*'new 0'"):
-        bank.add(["new 0"], vectors[:1], more[:1])
-    assert bank.add(["new 1"], vectors[1:2], more[1:2]) == range(93, 94)
+        bank.add(["new 0"], vectors[:1], vectors[:1], more[:1])
+    assert bank.add(["new 1"], vectors[1:2], vectors[1:2], more[1:2]) == range(93, 94)
     with pytest.raises(ValueError, match="does not have 'nobody': nothing"):
         bank.remove(["new 0", "nobody"])
     assert len(Bank.load(folder)) == 92
+
+
+def test_what_is_added_for_a_while_never_reaches_the_disk(folder):
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    bank = Bank.load(folder)
+    new = Document((Text("new"),), id="new")
+    assert bank.add(
+        ["new"], vector("new")[None], vector("new")[None], [new], keep=False
+    )
+    _, rows = bank.search(vector("new")[None], 1)
+    assert rows.tolist() == [[90]] and bank.ids[90] == "new"
+    assert bank.documents([90])[0].segments[0].text == "new"
+    more = Document((Text("more"),), id="more")
+    bank.add(["more"], vector("more")[None], vector("more")[None], [more])
+    bank.remove([IDS[0]])
+    assert len(bank) == 91 and bank.documents([91])[0].id == "more"
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_banks_are_swapped_by_loading_another(folder, tmp_path):
@@ -163,17 +184,19 @@ def test_wrong_banks_are_refused(folder, tmp_path):
 def test_embeddings_that_are_not_numbers_are_refused(folder, tmp_path):
     class Broken(Encoder):
         def documents(self, documents):
-            vectors = super().documents(documents)
+            vectors, signatures = super().documents(documents)
             vectors[[d.id == IDS[7] for d in documents]] = np.nan
-            return vectors
+            return vectors, signatures
 
     with pytest.raises(ValueError, match="1 documents are not finite.*'document 7'"):
         build(tmp_path / "new", Broken(), DOCUMENTS)
     bank = Bank.load(folder)
     with pytest.raises(ValueError, match="not finite numbers: 'x'"):
-        bank.add(["x"], np.full((1, 24), np.inf), [Document((), id="x")])
+        bank.add(["x"], np.full((1, 24), np.inf), QUERIES[:1], [Document((), id="x")])
+    with pytest.raises(ValueError, match="not finite numbers: 'x'"):
+        bank.add(["x"], QUERIES[:1], np.full((1, 24), np.nan), [Document((), id="x")])
     with pytest.raises(ValueError, match=r"\[1, 3\], 1 documents in a bank of 24"):
-        bank.add(["x"], np.ones((1, 3)), [Document((), id="x")])
+        bank.add(["x"], np.ones((1, 3)), QUERIES[:1], [Document((), id="x")])
     queries = QUERIES.copy()
     queries[2, 0] = np.nan
     with pytest.raises(ValueError, match="first is query 2"):
@@ -187,7 +210,7 @@ def test_damage_is_named(folder):
     with pytest.raises(ValueError, match="damaged"):
         Bank.load(folder).documents([1])
     documents.write_text(kept)
-    for name in ("ids-00001.json", "vectors-00002.npy"):
+    for name in ("ids-00001.json", "vectors-00002.npy", "signatures-00001.npy"):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2])
         with pytest.raises(ValueError, match=f"{name} is damaged"):
@@ -206,7 +229,7 @@ MEMBER = """
 import numpy as np
 import jax
 from test_bank import DOCUMENTS, IDS, QUERIES, Encoder, exact
-from cm3leon_jax.retrieval.bank import build
+from cm3leon_jax.retrieval.bank_build import build
 encoder = Encoder()
 bank = build(sys.argv[1], encoder, DOCUMENTS, part_rows=20)
 mine = [i for k in range(5) if k % 2 == jax.process_index() for i in IDS[20*k:20*k+20]]

@@ -13,7 +13,7 @@ from cm3leon_jax.data.infill import InfillConfig, draw, place_points
 from cm3leon_jax.data.pipeline import build_sample
 from cm3leon_jax.data.records import index_of
 from cm3leon_jax.data.tokenization import tokenize
-from cm3leon_jax.retrieval import bank as banks
+from cm3leon_jax.retrieval import bank_build
 from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts
 from cm3leon_jax.sampling.engine import Engine
@@ -284,7 +284,7 @@ class Letters:
     def documents(self, documents):
         texts = self.texts([d.segments[0].text for d in documents])
         images = self.images([d.segments[1].array for d in documents])
-        return ((texts + images) / np.sqrt(2)).astype(np.float32)
+        return ((texts + images) / np.sqrt(2)).astype(np.float32), images
 
 
 def _picture(level):
@@ -296,7 +296,7 @@ def test_the_memory_finds_by_text_by_picture_and_by_both(tmp_path):
         Document((Text(letter), Image(_picture(level))), id=f"{letter}{level}")
         for letter, level in zip("aabbc", (0, 250, 100, 101, 200), strict=True)
     ]
-    bank = banks.build(tmp_path, Letters(), documents)
+    bank = bank_build.build(tmp_path, Letters(), documents)
     memory = Memory(bank, Letters(), skip_above=0.995)
     assert len(memory) == 5 and memory.ids == [d.id for d in documents]
     black, white = _picture(0), _picture(255)

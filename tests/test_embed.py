@@ -42,8 +42,11 @@ def unit(x: np.ndarray) -> np.ndarray:
 def test_a_document_is_the_normalised_mean_of_its_kinds():
     text = unit(embed_texts(["abc"])[0])
     image = unit(embed_images(picture(7)[None])[0])
-    found = embedder().documents([document("abc", 7), document("abc"), document(7)])
-    assert found.dtype == np.float32
+    found, signatures = embedder().documents(
+        [document("abc", 7), document("abc"), document(7)]
+    )
+    assert found.dtype == signatures.dtype == np.float32
+    np.testing.assert_allclose(signatures, [image, text, image], atol=1e-6)
     wanted = [unit(text + image), text, image]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
@@ -52,15 +55,16 @@ def test_a_document_is_the_normalised_mean_of_its_kinds():
 def test_many_pictures_count_as_one_kind():
     images = [unit(embed_images(picture(i)[None])[0]) for i in (1, 2, 3)]
     text = unit(embed_texts(["abc"])[0])
-    [found] = embedder().documents([document(1, "abc", 2, 3)])
+    [found], _ = embedder().documents([document(1, "abc", 2, 3)])
     np.testing.assert_allclose(found, unit(text + unit(sum(images))), atol=1e-6)
 
 
 def test_order_of_documents_and_of_segments_is_irrelevant():
     documents = [document("a", 3), document(9), document("bcd"), document(5, "xy", 6)]
-    found = embedder().documents(documents)
-    np.testing.assert_array_equal(embedder().documents(documents[::-1]), found[::-1])
-    [turned] = embedder().documents([document("xy", 6, 5)])
+    found, _ = embedder().documents(documents)
+    reversed_, _ = embedder().documents(documents[::-1])
+    np.testing.assert_array_equal(reversed_, found[::-1])
+    [turned], _ = embedder().documents([document("xy", 6, 5)])
     np.testing.assert_allclose(turned, found[3], atol=1e-6)
 
 
@@ -68,7 +72,7 @@ def test_vectors_have_length_one_and_nothing_gives_nothing():
     made = embedder()
     for vectors in (made.texts(["a", "bc"]), made.images([picture(1), picture(2)])):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
-    for nothing in (made.texts([]), made.images([]), made.documents([])):
+    for nothing in (made.texts([]), made.images([]), made.documents([])[0]):
         assert nothing.shape == (0, SIZE) and nothing.dtype == np.float32
 
 

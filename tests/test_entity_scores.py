@@ -26,7 +26,8 @@ class Memory:
     def ids(self):
         return [document.id for document in self.documents]
 
-    def add(self, documents):
+    def add(self, documents, *, keep):
+        assert not keep
         assert not {d.id for d in documents} & set(self.ids)
         self.documents += documents
 

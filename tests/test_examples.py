@@ -9,8 +9,7 @@ from test_report import ATTACK, Balanced, put
 
 from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.evaluation import neighbours, report
-from cm3leon_jax.retrieval import bank as banks
-from cm3leon_jax.retrieval import examples
+from cm3leon_jax.retrieval import bank_build, examples
 from cm3leon_jax.retrieval.strategy import REASONS
 
 
@@ -21,7 +20,7 @@ def test_examples_tell_every_hit_with_its_reason(tmp_path):
             zip("aaabbc", (0, 1, 200, 100, 30, 250), strict=True)
         )
     ]
-    bank = banks.build(tmp_path / "bank", Letters(), documents)
+    bank = bank_build.build(tmp_path / "bank", Letters(), documents)
     path = examples.write(
         *(bank, Letters(), documents),
         **{"per_query": 1, "skip_above": 0.999, "query_dropout": 0.0, "seed": 0},
@@ -44,7 +43,7 @@ def test_examples_tell_every_hit_with_its_reason(tmp_path):
             assert {hit["reason"] for hit in hits} <= set(REASONS) - {"not needed"}
         for shown in (line["query"], *line["found"]):
             assert (path.parent / shown["picture"]).is_file()
-    vectors = Letters().documents(documents)
+    vectors, _ = Letters().documents(documents)
     asked = Letters().texts(["a thing"])
     np.testing.assert_allclose(
         [hit["score"] for hit in first if hit["by"] == "text"],

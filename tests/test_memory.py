@@ -12,7 +12,7 @@ from test_commands import launch
 from cm3leon_jax import config, encoders, memory, stages, workdir
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.documents import Document, Text
-from cm3leon_jax.retrieval import neighbours
+from cm3leon_jax.retrieval import bank_build, neighbours
 from cm3leon_jax.retrieval.bank import Bank
 from cm3leon_jax.system import System
 
@@ -48,7 +48,7 @@ def test_the_bank_holds_the_training_documents(built):
     documents = sources.read_documents(built / "documents", "train")
     assert bank.ids == [document.id for document in documents]
     np.testing.assert_allclose(
-        bank[[0, 77]], embedder.documents([documents[0], documents[77]]), atol=1e-5
+        bank[[0, 77]], embedder.documents([documents[0], documents[77]])[0], atol=1e-5
     )
     assert bank.documents([77])[0].id == documents[77].id
     before = (built / "bank" / "DONE.json").stat().st_mtime_ns
@@ -88,15 +88,14 @@ class Sameness:
         return np.zeros((0, 8), np.float32)
 
     def documents(self, documents):
-        return self.texts([document.segments[0].text for document in documents])
+        vectors = self.texts([document.segments[0].text for document in documents])
+        return vectors, vectors
 
 
 def test_the_search_goes_on_behind_near_duplicates(tmp_path):
-    from cm3leon_jax.retrieval import bank as banks
-
     words = ["a"] * 60 + ["b"] * 2 + ["c"]
     documents = [Document((Text(w),), id=f"{i}") for i, w in enumerate(words)]
-    bank = banks.build(tmp_path, Sameness(), documents)
+    bank = bank_build.build(tmp_path, Sameness(), documents)
     counts = neighbours.build(
         bank, Sameness(), documents, "train", in_bank=True, per_query=2,
         skip_above=0.9, query_dropout=0.0, seed=0, part_rows=40,
@@ -108,10 +107,8 @@ def test_the_search_goes_on_behind_near_duplicates(tmp_path):
 
 
 def test_parts_that_are_there_are_kept_and_are_no_other(tmp_path):
-    from cm3leon_jax.retrieval import bank as banks
-
     documents = [Document((Text("abcdefgh"[i % 8]),), id=f"{i}") for i in range(30)]
-    bank = banks.build(tmp_path, Sameness(), documents)
+    bank = bank_build.build(tmp_path, Sameness(), documents)
     choice = {"in_bank": True, "per_query": 1, "skip_above": 0.9}
     choice |= {"query_dropout": 0.0, "seed": 0}
     made = []
@@ -163,7 +160,7 @@ def test_documents_are_added_and_removed_from_the_shell(built, tmp_path):
     bank = Bank.load(built / "bank")
     assert len(bank) == 121 and bank.rows == 122
     embedder = encoders.load(System.load(built).retrieval.encoder, built)
-    _, rows = bank.search(embedder.documents([document]), 121)
+    _, rows = bank.search(embedder.documents([document])[0], 121)
     assert 5 not in rows and {120, 121} <= set(rows[0].tolist())
     assert bank.documents([121])[0].segments[0].text.endswith("again 1")
     table = np.load(built / "bank" / "neighbours-train.npy")

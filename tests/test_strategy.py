@@ -42,6 +42,10 @@ def _hits(rng, vectors, queries, found):
     return own, np.where(np.arange(found) < np.maximum(short, 2), hits, -1)
 
 
+def _select(own, own_BE, hits, signatures, **choice):
+    return strategy.select(own, own_BE, hits, signatures.__getitem__, **choice)
+
+
 def _one_by_one(own, vector, hits, vectors, per_query, skip_above):
     """The rule as it reads, for one query: the oracle."""
     chosen, rows, reasons = [], [], []
@@ -75,7 +79,7 @@ def test_a_block_is_chosen_as_one_query_after_another(seed, per_query):
     rng = np.random.default_rng(seed)
     vectors = _bank(rng)
     own, hits = _hits(rng, vectors, 40, 9)
-    picked = strategy.select(
+    picked = _select(
         own, vectors[own], hits, vectors, per_query=per_query, skip_above=0.9
     )
     assert picked.rows.dtype == np.int32 and picked.rows.shape == (40, 2 * per_query)
@@ -94,7 +98,7 @@ def test_never_itself_never_alike_never_twice_and_counts_add_up(skip_above):
     rng = np.random.default_rng(9)
     vectors = _bank(rng)
     own, hits = _hits(rng, vectors, 60, 12)
-    picked = strategy.select(
+    picked = _select(
         own, vectors[own], hits, vectors, per_query=2, skip_above=skip_above
     )
     for b, rows in enumerate(picked.rows):
@@ -113,13 +117,13 @@ def test_never_itself_never_alike_never_twice_and_counts_add_up(skip_above):
 def test_a_question_to_the_memory_has_no_duplicates_of_itself():
     vectors = _unit(np.eye(4) + 0.01)
     hits = np.array([[[2, 1, 0]]])
-    picked = strategy.select(None, None, hits, vectors, per_query=2, skip_above=0.9)
+    picked = _select(None, None, hits, vectors, per_query=2, skip_above=0.9)
     assert picked.rows.tolist() == [[2, 1]]
     same = vectors[[2, 2, 2, 3]]
-    picked = strategy.select(None, None, hits, same, per_query=2, skip_above=0.9)
+    picked = _select(None, None, hits, same, per_query=2, skip_above=0.9)
     assert picked.rows.tolist() == [[2, -1]]
     empty = np.zeros((0, 2, 3), int)
-    none = strategy.select(None, None, empty, vectors, per_query=2, skip_above=0.9)
+    none = _select(None, None, empty, vectors, per_query=2, skip_above=0.9)
     assert none.rows.shape == (0, 4) and sum(strategy.tally(none.reasons).values()) == 0
 
 
@@ -129,15 +133,15 @@ def test_bad_vectors_and_shapes_are_named():
     broken = vectors.copy()
     broken[1, 0] = np.nan
     with pytest.raises(ValueError, match="bank are not finite"):
-        strategy.select(None, None, hits, broken, **options)
+        _select(None, None, hits, broken, **options)
     with pytest.raises(ValueError, match="queries are not finite"):
-        strategy.select(None, broken[1:2], hits, vectors, **options)
+        _select(None, broken[1:2], hits, vectors, **options)
     with pytest.raises(ValueError, match="another encoder"):
-        strategy.select(None, vectors[:1, :5], hits, vectors, **options)
+        _select(None, vectors[:1, :5], hits, vectors, **options)
     with pytest.raises(ValueError, match=r"\[2\] rows of their own"):
-        strategy.select(np.zeros(2, int), None, hits, vectors, **options)
+        _select(np.zeros(2, int), None, hits, vectors, **options)
     with pytest.raises(ValueError, match="per_query=0"):
-        strategy.select(None, None, hits, vectors, per_query=0, skip_above=0.9)
+        _select(None, None, hits, vectors, per_query=0, skip_above=0.9)
 
 
 def test_query_dropout_keeps_the_order_and_never_everything():

@@ -4,7 +4,7 @@
 are right where a caption of an entity of that group is drawn with K retrieved
 documents, `GROUP@K_oracle` the same with K documents that surely have its name, and
 `chance_GROUP` what the commonest attributes of the group score. The memory holds the
-new names' documents too: it has been given them after training.
+new names' documents too: it is given them after training, and only for this.
 """
 
 import itertools
@@ -208,7 +208,7 @@ def _has_memory(model: CM3Leon, world: EntitiesConfig) -> bool:
     if model.memory is None:
         return False
     known = set(model.memory.ids)
-    model.memory.add([d for d in added(world) if d.id not in known])
+    model.memory.add([d for d in added(world) if d.id not in known], keep=False)
     return True
 
 

@@ -3,6 +3,7 @@
     meta.json                   encoder, size, storage, parts, removed rows
     vectors-00000.npy …         the parts, in the order of the rows
     scales-00000.npy            of int8 vectors: what to multiply each row with
+    signatures-00000.npy        float16: near-duplicates are known by these (`embed.py`)
     ids-00000.json              ids of the documents
     documents/                  what was added later, as a source's documents are kept
 
@@ -15,25 +16,24 @@ where): another one is swapped in by loading another folder.
 from __future__ import annotations
 
 import json
-import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from cm3leon_jax.config import read_json, write_whole
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.sources import read_documents
-from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.retrieval.bank_files import (
     MEND,
     checked,
-    is_whole,
     read_array,
     read_ids,
     some,
@@ -41,18 +41,15 @@ from cm3leon_jax.retrieval.bank_files import (
     write_part,
 )
 from cm3leon_jax.retrieval.search import (
-    STORAGES,
     Block,
     block_rows,
     place,
     search,
 )
 
-META, PLAN = "meta.json", "plan.json"
-PART_ROWS = 65_536
+META = "meta.json"
 BLOCK_BYTES = 64 << 20  # of a device, while a bank is streamed
 RESIDENT_BYTES = 2 << 30  # of a device; a smaller bank stays there
-_AT_ONCE = 256  # documents embedded together
 
 
 class Encoder(Protocol):
@@ -61,62 +58,9 @@ class Encoder(Protocol):
     name: str
     size: int
 
-    def documents(self, documents: Sequence[Document]) -> np.ndarray: ...
-
-
-def build(
-    directory: str | Path,
-    encoder: Encoder,
-    documents: Sequence[Document],
-    *,
-    storage: str = "float32",
-    kept: tuple[str | Path, str] | None = None,
-    part_rows: int = PART_ROWS,
-) -> Bank:
-    """Embeds documents into a bank, row i being document i.
-
-    Every process of a job makes its share of the parts; parts that an earlier run has
-    finished are kept. `kept` is (folder, split) where the documents can be read again;
-    None keeps a copy in the bank. Raises ValueError for no documents, for vectors that
-    are not finite, and where the folder was begun with another encoder, storage or
-    number of documents.
-    """
-    directory, count = Path(directory), len(documents)
-    if not count:
-        raise ValueError(f"{directory}: a bank of no documents, there is nothing in it")
-    if storage not in STORAGES:
-        raise ValueError(f"retrieval.storage={storage!r}: choose from {STORAGES}")
-    plan = {"encoder": encoder.name, "size": encoder.size, "storage": storage}
-    plan |= {"documents": count, "part_rows": part_rows}
-    first = jax.process_index() == 0
-    if first:
-        _begin(directory, plan)
-    together("bank begins")
-    _agree(directory / PLAN, plan)
-    starts = range(0, count, part_rows)
-    for part in range(jax.process_index(), len(starts), jax.process_count()):
-        if not is_whole(directory, part):
-            rows = range(starts[part], min(starts[part] + part_rows, count))
-            _embed(directory, part, encoder, documents, rows, storage)
-    together("bank embedded")
-    if first:
-        if kept is None:
-            store(documents, directory / "documents", "built")
-            kept = directory / "documents", "built"
-        where = os.path.relpath(kept[0], directory)
-        parts = [
-            {
-                "count": min(part_rows, count - start),
-                "documents": [where, kept[1], start],
-            }
-            for start in starts
-        ]
-        meta = {key: plan[key] for key in ("encoder", "size", "storage")}
-        write_whole(
-            directory / META, json.dumps(meta | {"parts": parts, "removed": []})
-        )
-    together("bank built")
-    return Bank.load(directory, encoder)
+    def documents(
+        self, documents: Sequence[Document]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class Bank:
@@ -130,6 +74,7 @@ class Bank:
         resident_bytes: int,
     ):
         self.directory, self._meta = directory, meta
+        self._scratch: Path | None = None  # where what is not to be kept lies
         self._block_bytes, self._resident_bytes = block_bytes, resident_bytes
         self._open()
 
@@ -177,20 +122,26 @@ class Bank:
             self.storage, parts = meta["storage"], meta["parts"]
             self._counts = [int(part["count"]) for part in parts]
             self._kept = [tuple(part["documents"]) for part in parts]
+            self._places = [self.directory / part.get("folder", ".") for part in parts]
             self._removed = np.array(meta["removed"], np.int64)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.directory / META}: {error!r}; {MEND}") from error
         self._starts = np.cumsum([0, *self._counts])
+        places = list(zip(self._places, self._counts, strict=True))
         self._parts = [
-            read_array(self.directory, "vectors", i, (count, self.size), self.storage)
-            for i, count in enumerate(self._counts)
+            read_array(place, "vectors", i, (count, self.size), self.storage)
+            for i, (place, count) in enumerate(places)
+        ]
+        self._signatures = [
+            read_array(place, "signatures", i, (count, self.size), "float16")
+            for i, (place, count) in enumerate(places)
         ]
         self._scale = np.ones(self.rows, np.float32)
         if self.storage == "int8":
             self._scale = np.concatenate(
                 [
-                    read_array(self.directory, "scales", i, (count,), "float32")
-                    for i, count in enumerate(self._counts)
+                    read_array(place, "scales", i, (count,), "float32")
+                    for i, (place, count) in enumerate(places)
                 ]
             )
         self._alive = np.ones(self.rows, bool)
@@ -214,11 +165,20 @@ class Bank:
     @cached_property
     def ids(self) -> list[str]:
         """The id of the document of every row, removed ones included."""
-        parts = enumerate(self._counts)
-        return [x for i, n in parts for x in read_ids(self.directory, i, n)]
+        parts = enumerate(zip(self._places, self._counts, strict=True))
+        return [x for i, (place, n) in parts for x in read_ids(place, i, n)]
 
     def __getitem__(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Vectors of rows as they were stored: float32 [N, E]."""
+        return self._rows(self._parts, rows) * self._scale[rows][:, None]
+
+    def signatures(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Signatures of rows as they were stored: float32 [N, E]."""
+        return self._rows(self._signatures, rows)
+
+    def _rows(
+        self, parts: Sequence[np.ndarray], rows: np.ndarray | Sequence[int]
+    ) -> np.ndarray:
         rows = np.asarray(rows, np.int64)
         if rows.size and not 0 <= rows.min() <= rows.max() < self.rows:
             raise IndexError(f"a row outside [0, {self.rows}) of {self.directory}")
@@ -226,8 +186,8 @@ class Bank:
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         for part in np.unique(owner):
             mine = owner == part
-            found[mine] = self._parts[part][rows[mine] - self._starts[part]]
-        return found * self._scale[rows][:, None]
+            found[mine] = parts[part][rows[mine] - self._starts[part]]
+        return found
 
     def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
         """The documents of rows; FileNotFoundError or ValueError where they are gone or
@@ -291,14 +251,19 @@ class Bank:
         self,
         ids: Sequence[str],
         vectors_ME: np.ndarray,
+        signatures_ME: np.ndarray,
         documents: Sequence[Document],
+        *,
+        keep: bool = True,
     ) -> range:
-        """Appends documents, on disk too; the rows that they have now.
+        """Appends documents, on disk too; the rows that they have now. Without `keep`
+        this object alone has them, and no later change of it reaches the disk.
 
         Raises ValueError for ids that the bank has already, or twice, and for vectors
         that are not finite or not of the bank's size.
         """
         ids, vectors_ME = list(ids), checked(vectors_ME, ids, self.size)
+        signatures_ME = checked(signatures_ME, ids, self.size)
         if len(documents) != len(ids) or not ids:
             raise ValueError(f"{len(ids)} ids of {len(documents)} documents to add")
         there = {self.ids[row] for row in np.flatnonzero(self._alive)}
@@ -309,10 +274,18 @@ class Bank:
                 f"{some(known or ids)}; remove them first"
             )
         part, first = len(self._counts), self.rows
+        if not keep and self._scratch is None:
+            self._scratch = Path(tempfile.mkdtemp(prefix="bank-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        place = self._scratch or self.directory
         split = f"added{part:05d}"
-        store(documents, self.directory / "documents", split)
-        write_part(self.directory, part, ids, vectors_ME, self.storage)
-        entry = {"count": len(ids), "documents": ["documents", split, 0]}
+        store(documents, place / "documents", split)
+        write_part(place, part, ids, vectors_ME, signatures_ME, self.storage)
+        entry: dict[str, Any] = {"count": len(ids)}
+        entry["documents"] = ["documents", split, 0]
+        if self._scratch:
+            entry |= {"folder": f"{place}"}
+            entry["documents"][0] = f"{place / 'documents'}"
         self._change({"parts": [*self._meta["parts"], entry]})
         return range(first, self.rows)
 
@@ -334,43 +307,6 @@ class Bank:
 
     def _change(self, changes: Mapping[str, Any]) -> None:
         self._meta = {**self._meta, **changes}
-        write_whole(self.directory / META, json.dumps(self._meta))
+        if self._scratch is None:
+            write_whole(self.directory / META, json.dumps(self._meta))
         self._open()
-
-
-def _begin(directory: Path, plan: Mapping[str, Any]) -> None:
-    path = directory / PLAN
-    if path.is_file():
-        _agree(path, plan)
-    else:
-        write_whole(path, json.dumps(plan))
-
-
-def _agree(path: Path, plan: Mapping[str, Any]) -> None:
-    found = read_json(path, f"delete {path.parent} and build the bank again")
-    other = [key for key in plan if found.get(key) != plan[key]]
-    if other:
-        changes = "; ".join(f"{k}: {found.get(k)} -> {plan[k]}" for k in other)
-        raise ValueError(
-            f"{path.parent} was begun with other settings ({changes}): delete it to "
-            "build the bank anew"
-        )
-
-
-def _embed(
-    directory: Path,
-    part: int,
-    encoder: Encoder,
-    documents: Sequence[Document],
-    rows: range,
-    storage: str,
-) -> None:
-    ids: list[str] = []
-    vectors = []
-    for start in range(rows.start, rows.stop, _AT_ONCE):
-        stop = min(start + _AT_ONCE, rows.stop)
-        chunk = [documents[i] for i in range(start, stop)]
-        names = [document.id for document in chunk]
-        vectors.append(checked(encoder.documents(chunk), names, encoder.size))
-        ids += names
-    write_part(directory, part, ids, np.concatenate(vectors), storage)

@@ -1,4 +1,4 @@
-"""The files of a memory bank's parts: vectors, scales, ids, added documents."""
+"""The files of a memory bank's parts: vectors, signatures, ids, added documents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ def is_whole(directory: Path, part: int) -> bool:
 
 
 def write_part(
-    directory: Path, part: int, ids: list[str], vectors_ME: np.ndarray, storage: str
+    directory: Path,
+    part: int,
+    ids: list[str],
+    vectors_ME: np.ndarray,
+    signatures_ME: np.ndarray,
+    storage: str,
 ) -> None:
     """The files of a part; the one with the ids, last, says that it is whole."""
     stored, scale = pack(vectors_ME, storage)
@@ -34,6 +39,7 @@ def write_part(
     save(directory / _file("vectors", part), stored)
     if storage == "int8":
         save(directory / _file("scales", part), scale)
+    save(directory / _file("signatures", part), signatures_ME.astype(np.float16))
     write_whole(directory / _file("ids", part), json.dumps(ids))
 
 
@@ -77,7 +83,7 @@ def some(names: Sequence[str]) -> str:
 def read_array(
     directory: Path, kind: str, part: int, shape: tuple[int, ...], dtype: str
 ) -> np.ndarray:
-    """Memory-maps `vectors` or `scales`; ValueError where they are not as expected."""
+    """Memory-maps an array of a part; ValueError where they are not as expected."""
     path = directory / _file(kind, part)
     try:
         array = np.load(path, mmap_mode="r")

@@ -1,9 +1,11 @@
 """Texts, pictures and documents -> vectors that the memory bank compares.
 
 The vector of a document is the normalised mean of the normalised embeddings of its
-texts and pictures (paper section 1.8). What embeds them is a pair of functions, so that
-a dual encoder trained here, a CLIP and a pair of frozen networks are all the same to
-the bank (`encoders.py` makes them).
+texts and pictures (paper section 1.8). Its signature, by which near-duplicates are
+known, is the embedding of its pictures alone (of its texts where it has none): the mean
+is as near to another picture of the same thing as to a copy of the same picture. What
+embeds them is a pair of functions, so that a dual encoder trained here, a CLIP and a
+pair of frozen networks are all the same to the bank (`encoders.py` makes them).
 """
 
 from __future__ import annotations
@@ -62,8 +64,9 @@ class Embedder:
             "pictures",
         )
 
-    def documents(self, documents: Sequence[Document]) -> np.ndarray:
-        """Documents -> [B, E]: the normalised mean over kinds of segments.
+    def documents(self, documents: Sequence[Document]) -> tuple[np.ndarray, np.ndarray]:
+        """Documents -> vectors, the normalised mean over kinds of segments, and
+        signatures, of the pictures or else of the texts: both [B, E].
 
         Several texts (or pictures) of a document count together as much as one. One
         without texts, or without pictures, has the vector of what it has. ValueError
@@ -71,13 +74,16 @@ class Embedder:
         """
         texts = [document.texts for document in documents]
         images = [document.pictures for document in documents]
-        total_BE = self._means(texts, self.texts) + self._means(images, self.images)
+        text_BE = self._means(texts, self.texts)
+        image_BE = self._means(images, self.images)
+        total_BE = text_BE + image_BE
         for i in np.flatnonzero(np.linalg.norm(total_BE, axis=1) < _TINY).tolist():
             raise ValueError(
                 f"document {documents[i].id!r} has neither text nor a picture in "
                 "pixels to embed"
             )
-        return normalised(total_BE)
+        pictured_B1 = np.array([bool(part) for part in images], bool)[:, None]
+        return normalised(total_BE), np.where(pictured_B1, image_BE, text_BE)
 
     def _means(
         self, parts: list[list[Any]], embed: Callable[[list[Any]], np.ndarray]

@@ -63,7 +63,7 @@ def write(
             mine, vectors = list(asking), embed(list(asking.values()))
             scores[mine, way], hits[mine, way] = bank.search(vectors, wanted, mesh)
     chosen = select(
-        *(numbers, bank[numbers], hits, bank),
+        *(numbers, bank.signatures(numbers), hits, bank.signatures),
         per_query=per_query,
         skip_above=skip_above,
     )

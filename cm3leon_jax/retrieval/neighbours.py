@@ -124,7 +124,7 @@ def _find(
         numbers = range(start, min(start + _AT_ONCE, rows.stop))
         chunk = [documents[i] for i in numbers]
         own_B = np.array(numbers) if in_bank else np.full(len(chunk), -1)
-        own_BE = bank[own_B] if in_bank else embedder.documents(chunk)
+        own_BE = bank.signatures(own_B) if in_bank else embedder.documents(chunk)[1]
         queries = _queries(chunk, embedder, query_dropout, seed, start)
         chosen, reasons = _chosen(bank, own_B, own_BE, queries, **choice)
         parts.append(chosen)
@@ -195,9 +195,11 @@ def _chosen(
         for start in range(0, len(left), at_once):
             some = left[start : start + at_once]
             chosen = select(
-                own_B[some], own_BE[some], hits[start : start + at_once], bank,
-                per_query=per_query, skip_above=skip_above,
-            )  # fmt: skip
+                *(own_B[some], own_BE[some], hits[start : start + at_once]),
+                bank.signatures,
+                per_query=per_query,
+                skip_above=skip_above,
+            )
             rows[some] = chosen.rows
             asks = asked[start : start + at_once]
             for number, reasons, mine in zip(some, chosen.reasons, asks, strict=True):
@@ -279,7 +281,7 @@ def _compressed(document: Document) -> Document:
 def _scores(
     embedder: Embedder, pairs: Sequence[tuple[Document, Document]]
 ) -> np.ndarray:
-    ones, others = (embedder.documents([pair[i] for pair in pairs]) for i in (0, 1))
+    ones, others = (embedder.documents([pair[i] for pair in pairs])[1] for i in (0, 1))
     return np.einsum("be,be->b", ones, others)
 
 

@@ -70,11 +70,13 @@ class Memory:
         """Of the documents that can be found."""
         return [self.bank.ids[row] for row in np.flatnonzero(self.bank.alive)]
 
-    def add(self, documents: Sequence[Document]) -> None:
-        """Puts documents into the bank, on disk too; ValueError for ids it has."""
+    def add(self, documents: Sequence[Document], *, keep: bool = True) -> None:
+        """Puts documents into the bank, on disk too if it is to `keep` them;
+        ValueError for ids it has."""
         if documents:
             names = [document.id for document in documents]
-            self.bank.add(names, self.embedder.documents(documents), documents)
+            made = self.embedder.documents(documents)
+            self.bank.add(names, *made, documents, keep=keep)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Takes documents out of the bank, on disk too; ValueError for unknown ids."""
@@ -100,7 +102,7 @@ class Memory:
             wanted = min(wanted, self.bank.rows)
             _, hits = self.bank.search(queries_BE[left], wanted, self.mesh)
             found = select(
-                *(None, None, hits[:, None], self.bank),
+                *(None, None, hits[:, None], self.bank.signatures),
                 per_query=k,
                 skip_above=self.skip_above,
             )
@@ -130,7 +132,7 @@ class Memory:
             elif mine and kind == "image":
                 made[mine] = self.embedder.images([images[i] for i in mine])
             elif mine:
-                made[mine] = self.embedder.documents(
+                made[mine], _ = self.embedder.documents(
                     [Document((Text(texts[i]), Image(images[i]))) for i in mine]
                 )
         return made

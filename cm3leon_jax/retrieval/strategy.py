@@ -12,7 +12,7 @@ Everything that was found is either chosen or passed over for exactly one reason
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ def select(
     own_B: np.ndarray | None,
     own_BE: np.ndarray | None,
     hits_BQK: np.ndarray,
-    vectors: Any,
+    signatures: Callable[[np.ndarray], np.ndarray],
     *,
     per_query: int,
     skip_above: float,
@@ -58,12 +58,11 @@ def select(
     """Up to `per_query` hits of each of Q lists for each of B queries.
 
     own_B: the bank row that a query is itself, -1 (or None for all) if it is not in
-    the bank. own_BE: document vectors of the queries; None skips no duplicates of
-    them, as when a prompt is looked up in the memory. hits_BQK: bank rows, best first,
-    -1 for none. vectors: anything that gives float [N, E] for rows [N], unit vectors.
-    A score above `skip_above` (inner product of two document vectors) makes two
-    documents near-duplicates. Raises ValueError for shapes that do not fit and for
-    vectors that are not finite.
+    the bank. own_BE: signatures of the queries; None skips no duplicates of them, as
+    when a prompt is looked up in the memory. hits_BQK: bank rows, best first, -1 for
+    none. signatures: rows [N] -> unit vectors float [N, E]. A score above `skip_above`
+    (inner product of two signatures) makes two documents near-duplicates. Raises
+    ValueError for shapes that do not fit and for vectors that are not finite.
     """
     hits_BQK = np.asarray(hits_BQK, np.int64)
     if hits_BQK.ndim != 3 or per_query < 1:
@@ -77,14 +76,15 @@ def select(
         raise ValueError(f"{queries} queries have {list(own.shape)} rows of their own")
     rows_BN = hits_BQK.reshape(queries, ways * found)
     there_BN = rows_BN >= 0
-    candidates_BNE = _vectors(vectors, rows_BN)
+    candidates_BNE = _of(signatures, rows_BN)
     like_query_BN = np.zeros_like(there_BN)
     if own_BE is not None:
         own_BE = _finite(np.asarray(own_BE, np.float32), "the queries")
         if own_BE.shape != (queries, candidates_BNE.shape[-1]):
             raise ValueError(
-                f"vectors of the queries are {list(own_BE.shape)}, those of the bank "
-                f"have {candidates_BNE.shape[-1]} numbers: another encoder made them"
+                f"signatures of the queries are {list(own_BE.shape)}, those of the "
+                f"bank have {candidates_BNE.shape[-1]} numbers: another encoder made "
+                "them"
             )
         scores_BN = np.einsum("BNE,BE->BN", candidates_BNE, own_BE)
         like_query_BN = scores_BN > skip_above
@@ -122,17 +122,19 @@ def select(
     return Selection(chosen_BR, reasons_BN.reshape(hits_BQK.shape))
 
 
-def _vectors(vectors: Any, rows_BN: np.ndarray) -> np.ndarray:
+def _of(
+    signatures: Callable[[np.ndarray], np.ndarray], rows_BN: np.ndarray
+) -> np.ndarray:
     """Float32 [B, N, E]; row 0 stands in where there is none."""
     rows = np.maximum(rows_BN, 0).reshape(-1)
-    found = _finite(np.asarray(vectors[rows], np.float32), "the bank")
+    found = _finite(np.asarray(signatures(rows), np.float32), "the bank")
     return found.reshape(*rows_BN.shape, found.shape[-1])
 
 
 def _finite(vectors: np.ndarray, whose: str) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise ValueError(
-            f"vectors of {whose} are not finite numbers: nothing is near to those, "
+            f"signatures of {whose} are not finite numbers: nothing is near to those, "
             "embed the documents again"
         )
     return vectors
@@ -186,7 +188,7 @@ def calibrate(
     of the other pairs, halfway between the two limits; where no threshold does both,
     the one with the fewest wrong (`met` is False then).
 
-    Both are scores (inner products of document vectors) of validation pairs: of the
+    Both are scores (inner products of signatures) of validation pairs: of the
     same document in two versions, and of different documents of the same thing. Raises
     ValueError for none of either, or scores that are not finite.
     """

@@ -6,7 +6,7 @@
 `entity/GROUP@K` is the share of attributes (shape, colour, size) right with K retrieved
 documents, of at least 1,000; `retrieve/recall@2_GROUP` how often one of the two
 documents found has the name; `likelihood/nats@K` the loss per query image token.
-Evaluating puts the documents of the new names into the system's bank. `baseline` is for
+For evaluation alone, the memory holds the documents of the new names. `baseline` is for
 systems without retrieval.
 """
 
