@@ -52,7 +52,13 @@ class Engine:
             self._split = math.prod(mesh.shape[axis] for axis in rules.compute.batch)
 
     def write(
-        self, wanted: Sequence[Prompt], sampler: Sampler, seed: int, image_tokens: int
+        self,
+        wanted: Sequence[Prompt],
+        sampler: Sampler,
+        seed: int,
+        image_tokens: int,
+        *,
+        classes: Sequence[int] | None = None,
     ) -> Iterator[np.ndarray]:
         """What the decoder writes for each prompt, in order: int32 [T], see `generate`.
 
@@ -69,6 +75,7 @@ class Engine:
                 sampler,
                 self.layout,
                 image_tokens=image_tokens,
+                classes=classes,
                 index_B=rows_B,
                 shard=self._shard,
                 attention=self._attention,

@@ -19,7 +19,7 @@ from cm3leon_jax.models.attention import Attention, xla_attention
 from cm3leon_jax.models.cache import Cache, prefill, step, unroll
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.models.layers import Shard, identity
-from cm3leon_jax.sampling.prompts import FREE, IMAGE, TEXT, Batch
+from cm3leon_jax.sampling.prompts import CLASS, FREE, IMAGE, TEXT, Batch
 from cm3leon_jax.sampling.sampler import Sampler, Settings, draw, guide, settings
 from cm3leon_jax.vocab import Layout
 
@@ -32,6 +32,7 @@ def generate(
     layout: Layout,
     *,
     image_tokens: int,
+    classes: Sequence[int] | None = None,
     index_B: np.ndarray | None = None,
     shard: Shard = identity,
     attention: Attention = xla_attention,
@@ -41,12 +42,13 @@ def generate(
     `key` is a typed PRNG key; noise is keyed by (key, `index_B`, position), so give a
     prompt the same index (default 0, 1, 2, …) to see the same sample in another batch.
     One sampler for all, or one a prompt. `image_tokens` is the length of a whole image
-    (used by FREE). T and the streams are those of `batch`; what a run leaves unused is
-    <pad>. One program is compiled per shape of `batch` and pair of callables: hand in
-    the same `shard` and `attention` objects every time.
+    (used by FREE), `classes` the labels that CLASS allows (None: every id for classes,
+    the reserved ones too). T and the streams are those of `batch`; what a run leaves
+    unused is <pad>. One program is compiled per shape of `batch` and pair of callables:
+    hand in the same `shard` and `attention` objects every time.
 
-    Raises ValueError for a vocabulary of another size, a wrong number of samplers, or
-    guidance without a second stream.
+    Raises ValueError for a vocabulary of another size, a wrong number of samplers,
+    guidance without a second stream, or labels that are no classes.
     """
     streams, rows, _ = batch.script_GBT.shape
     if layout.size != model.config.vocab:
@@ -72,6 +74,7 @@ def generate(
         key,
         index_B.astype(np.uint32),
         jnp.asarray(image_tokens, jnp.int32),
+        _classes(classes, layout),
         layout=layout,
         cut=any(s.top_p < 1 or s.top_k > 0 for s in each),
         shard=shard,
@@ -99,6 +102,7 @@ def _generate(
     key: jax.Array,
     index_B: jax.Array,
     image_tokens: jax.Array,
+    class_V: jax.Array,
     *,
     layout: Layout,
     cut: bool,
@@ -142,7 +146,7 @@ def _generate(
             image_left_B=jnp.where(begins_B, 0, state.image_left_B),
             stopped_B=state.stopped_B & ~begins_B,
         )
-        allowed_BV = _allowed(state, code_B, run_left_B, image_tokens, layout)
+        allowed_BV = _allowed(state, code_B, run_left_B, image_tokens, class_V, layout)
         with jax.named_scope("sample"):
             logits_BV = guide(logits_GBV, how.weight_GB)
             logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
@@ -201,6 +205,7 @@ def _allowed(
     code_B: jax.Array,
     run_left_B: jax.Array,
     image_tokens: jax.Array,
+    class_V: jax.Array,
     layout: Layout,
 ) -> jax.Array:
     """Which ids the script and the state allow: bool allowed_BV, never an empty row.
@@ -230,7 +235,20 @@ def _allowed(
         | where((ids_V >= layout.image.start) & (ids_V < layout.image.stop), codes_B)
         | where((ids_V == layout.brk) | (ids_V == layout.eos), closing_B)
         | where(ids_V == layout.eoss, text_B)
+        | where(class_V, code_B == CLASS)
     )
+
+
+def _classes(labels: Sequence[int] | None, layout: Layout) -> np.ndarray:
+    """The ids that CLASS allows: bool [V]."""
+    class_V = np.zeros(layout.size, bool)
+    if labels is None:
+        class_V[layout.classes.start : layout.classes.stop] = True
+    elif len(labels) == 0:
+        raise ValueError("classes is empty: allow at least one")
+    else:
+        class_V[layout.class_ids(labels)] = True
+    return class_V
 
 
 def _advance(
