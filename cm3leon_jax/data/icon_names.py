@@ -55,10 +55,14 @@ class Name:
 
 @dataclass(frozen=True)
 class Emoji:
-    """An emoji without skin tone: its label and the words that people search it by."""
+    """An emoji without skin tone: its label and the words that people search it by.
+
+    subgroup: emojibase's number of the subgroup of Unicode that it is in, -1 if none.
+    """
 
     label: str
     tags: tuple[str, ...]
+    subgroup: int = -1
 
 
 def parse(name: str, prefix: str) -> Name:
@@ -122,7 +126,7 @@ class EmojiNames:
         for record in load_json(directory, "emoji"):
             hexcode, label = _bare(record["hexcode"]), record["label"]
             tags = tuple(tag for tag in record.get("tags", ()) if _TAG.fullmatch(tag))
-            emoji = Emoji(_readable(label), tags)
+            emoji = Emoji(_readable(label), tags, record.get("subgroup", -1))
             toneless.append(hexcode)
             for variant in (record, *record.get("skins", ())):
                 self._emoji[_bare(variant["hexcode"])] = emoji

@@ -80,7 +80,7 @@ class IconsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Icon:
-    """A drawing before it is rendered; `id` is "prefix:name"."""
+    """An entry of a set's file; `id` is "prefix:name"."""
 
     id: str
     name: str
@@ -91,6 +91,59 @@ class _Icon:
     info: dict[str, Any] = field(repr=False)
     aliases: tuple[str, ...] = ()
     hidden: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A drawing that may be used, before it is rendered.
+
+    names: readable ones, the best first. emoji: what it draws, None if that is none.
+    subject: the same whoever draws it; the split is drawn by it. style: the phrase
+    for its artist's style.
+    """
+
+    names: tuple[str, ...]
+    emoji: Emoji | None
+    subject: str
+    style: str
+    icon: _Icon = field(repr=False)
+
+    @property
+    def id(self) -> str:
+        """ "set:name" of iconify."""
+        return self.icon.id
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Where it comes from, under which licence; JSON-able."""
+        info = self.icon.info
+        licence, author = info["license"], info.get("author", {})
+        return {
+            "licence": licence["spdx"],
+            "licence_url": licence.get("url", ""),
+            "source": info.get("name", self.icon.prefix),
+            "set": self.icon.prefix,
+            "author": author.get("name", ""),
+            "url": author.get("url", ""),
+            "name": self.names[0],
+            "subject": self.subject,
+            "style": self.style,
+        }
+
+    def rgba(self, size: int) -> np.ndarray:
+        """Rendered, uint8 [size, size, 4]; see `render`.
+
+        Raises ValueError for a drawing that does not render.
+        """
+        left, top, width, height = self.icon.box
+        try:
+            rgba = render(self.icon.body, width, height, size, left=left, top=top)
+        except Exception as error:  # whatever one drawing does, the others go on
+            reason = " ".join(str(error).split())[:80]
+            raise ValueError(f"does not render: {reason}") from None
+        flip_x, flip_y, quarters = self.icon.turn
+        rgba = rgba[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+        return np.rot90(rgba, -quarters)  # iconify turns clockwise
 
 
 def documents(config: IconsConfig, split: str) -> Iterator[Document | Skipped]:
@@ -105,6 +158,18 @@ def documents(config: IconsConfig, split: str) -> Iterator[Document | Skipped]:
 
     Raises ModuleNotFoundError without the extra `icons`, ValueError for another split.
     """
+    for drawing in drawings(config, split):
+        if isinstance(drawing, Skipped):
+            yield drawing
+        else:
+            yield _document(drawing, config.image_size)
+
+
+def drawings(config: IconsConfig, split: str) -> Iterator[Drawing | Skipped]:
+    """The split's drawings in the order of `documents`, or why one can't be used.
+
+    Raises what `documents` raises.
+    """
     if split not in SPLITS:
         raise ValueError(f"icons: split {split!r} is none of {', '.join(SPLITS)}")
     _resvg()
@@ -116,14 +181,16 @@ def documents(config: IconsConfig, split: str) -> Iterator[Document | Skipped]:
         subject = emoji_names.subject(icon.name, icon.prefix)
         if split_of(subject) != split:
             continue
+        icon_set, emoji = SETS[icon.prefix], None
+        if icon_set.kind != "icon":
+            emoji = emoji_names.find(icon.name, icon.prefix)
+        names = readable_names(icon.name, icon.prefix, icon.aliases, emoji)
         reason = _unwanted(icon) or spare.get(icon.id)
-        if reason:
-            yield Skipped(icon.id, reason)
-        else:
-            emoji = None
-            if SETS[icon.prefix].kind != "icon":
-                emoji = emoji_names.find(icon.name, icon.prefix)
-            yield _document(icon, emoji, subject, config.image_size)
+        if reason or not names:
+            yield Skipped(icon.id, reason or "no readable name")
+            continue
+        style = icon_set.style.format(parse(icon.name, icon.prefix).ending)
+        yield Drawing(names=names, emoji=emoji, subject=subject, style=style, icon=icon)
 
 
 def render(
@@ -243,43 +310,20 @@ def _near_duplicates(icons: list[_Icon]) -> dict[str, str]:
     return spare
 
 
-def _document(
-    icon: _Icon, emoji: Emoji | None, subject: str, size: int
-) -> Document | Skipped:
-    names = readable_names(icon.name, icon.prefix, icon.aliases, emoji)
-    if not names:
-        return Skipped(icon.id, "no readable name")
-    left, top, width, height = icon.box
+def _document(drawing: Drawing, size: int) -> Document | Skipped:
     try:
-        rgba = render(icon.body, width, height, size, left=left, top=top)
-    except Exception as error:  # whatever one drawing does, the others go on
-        return Skipped(icon.id, f"does not render: {' '.join(str(error).split())[:80]}")
-    flip_x, flip_y, quarters = icon.turn
-    rgba = rgba[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-    rgba = np.rot90(rgba, -quarters)  # iconify turns clockwise
-    placed = _place(rgba, icon.id)
+        placed = _place(drawing.rgba(size), drawing.id)
+    except ValueError as error:
+        return Skipped(drawing.id, str(error))
     if placed is None:
-        return Skipped(icon.id, "hardly visible")
+        return Skipped(drawing.id, "hardly visible")
     picture, background = placed
-    icon_set = SETS[icon.prefix]
-    style = icon_set.style.format(parse(icon.name, icon.prefix).ending)
-    tags = emoji.tags if emoji else ()
-    licence, author = icon.info["license"], icon.info.get("author", {})
+    tags = drawing.emoji.tags if drawing.emoji else ()
+    text = caption(drawing.id, drawing.names, tags, drawing.style, background)
     return Document(
-        (Text(caption(icon.id, names, tags, style, background)), Image(picture)),
-        id=icon.id,
-        metadata={
-            "licence": licence["spdx"],
-            "licence_url": licence.get("url", ""),
-            "source": icon.info.get("name", icon.prefix),
-            "set": icon.prefix,
-            "author": author.get("name", ""),
-            "url": author.get("url", ""),
-            "name": names[0],
-            "subject": subject,
-            "style": style,
-            "background": background,
-        },
+        (Text(text), Image(picture)),
+        id=drawing.id,
+        metadata={**drawing.facts, "background": background},
     )
 
 
@@ -293,13 +337,23 @@ def _place(rgba_YXC: np.ndarray, identity: str) -> tuple[np.ndarray, str] | None
     start = 0
     if digest("white", identity) % 10 >= _WHITE_IN_TEN:
         start = 1 + digest("background", identity) % (len(names) - 1)
-    alpha = rgba_YXC[..., 3:].astype(np.float32) / 255
-    colour = rgba_YXC[..., :3].astype(np.float32)
-    covered = (alpha[..., 0] > 0.5).sum()
     for name in names[start:] + names[:start]:
-        ground = np.asarray(BACKGROUNDS[name], np.float32)
-        mixed = ground + (colour - ground) * alpha
-        shows = np.abs(mixed - ground).max(-1) > _VISIBLE_STEP
-        if shows.mean() >= _VISIBLE_SHARE and shows.sum() >= covered / 2:
-            return np.rint(mixed).astype(np.uint8), name
+        picture = lay(rgba_YXC, BACKGROUNDS[name])
+        if picture is not None:
+            return picture, name
     return None
+
+
+def lay(rgba_YXC: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray | None:
+    """A drawing on a ground of one colour -> uint8 [Y, X, 3]; None if it hardly shows.
+
+    It shows if half of what it covers can be told from the ground.
+    """
+    alpha = rgba_YXC[..., 3:].astype(np.float32) / 255
+    ground = np.asarray(colour, np.float32)
+    mixed = ground + (rgba_YXC[..., :3].astype(np.float32) - ground) * alpha
+    shows = np.abs(mixed - ground).max(-1) > _VISIBLE_STEP
+    covered = (alpha[..., 0] > 0.5).sum()
+    if shows.mean() < _VISIBLE_SHARE or shows.sum() < covered / 2:
+        return None
+    return np.rint(mixed).astype(np.uint8)
