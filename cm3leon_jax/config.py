@@ -22,7 +22,7 @@ def make(cls: type[T], section: Mapping[str, Any], name: str) -> T:
     """Builds the dataclass `cls` from a section of the config; `name` is its path.
 
     Nested dataclasses are built from nested sections, lists become tuples, and whole
-    numbers floats where a float is wanted. The path of the whole config is "". Raises
+    numbers floats where floats are wanted. The path of the whole config is "". Raises
     ValueError that names the setting which is unknown, missing or impossible.
     """
     fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
@@ -105,6 +105,8 @@ def _value(value: Any, kind: Any, name: str) -> Any:
     arms = typing.get_args(kind) if _is_union(kind) else (kind,)
     if float in arms and int not in arms and type(value) is int:
         value = float(value)
+    if tuple[float, ...] in arms and isinstance(value, tuple):
+        value = tuple(float(x) if type(x) is int else x for x in value)
     if not any(_fits(value, arm) for arm in arms):
         wanted = " or ".join(_words(arm) for arm in arms)
         raise ValueError(f"{name}={value!r} must be {wanted}")

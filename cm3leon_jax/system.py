@@ -163,7 +163,7 @@ class SamplingConfig:
             raise ValueError(
                 f"sampling.text_candidates={self.text_candidates} must be positive"
             )
-        if self.caption.guidance != 1:
+        if self.caption.streams != 1:
             raise ValueError(
                 f"sampling.caption.guidance={self.caption.guidance}: captions have no "
                 "prompt to be guided by, leave it at 1"

@@ -21,25 +21,42 @@ class Sampler:
     `temperature` >= 0, 0 is greedy. `top_p` in (0, 1]: the smallest set of likeliest
     tokens with at least that probability. `top_k` >= 0: that many likeliest tokens, 0
     for all. `guidance` >= 0 is the weight of the prompt against its unconditional
-    stream, 1 is none.
+    stream, 1 is none; of G streams, ordered from the full to the unconditional one,
+    there are G - 1 scales, one for each step between neighbours: (7.5, 1.5) is
+    u + 1.5 (image - u) + 7.5 (full - image).
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
-    guidance: float = 1.0
+    guidance: float | tuple[float, ...] = 1.0
 
     def __post_init__(self):
+        scales = self.scales
         for name, good, allowed in (
             ("temperature", 0 <= self.temperature < np.inf, ">= 0 (0 is greedy)"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0 and self.top_k == int(self.top_k), "an int >= 0"),
-            ("guidance", 0 <= self.guidance < np.inf, ">= 0 (1 is none)"),
+            (
+                "guidance",
+                len(scales) > 0 and all(0 <= scale < np.inf for scale in scales),
+                ">= 0 (1 is none), or a tuple of one such scale a step between streams",
+            ),
         ):
             if not good:
                 raise ValueError(
                     f"sampler.{name}={getattr(self, name)} must be {allowed}"
                 )
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """`guidance` as a tuple: one scale for each step between streams."""
+        return self.guidance if isinstance(self.guidance, tuple) else (self.guidance,)
+
+    @property
+    def streams(self) -> int:
+        """How many streams a prompt must have: without guidance one is enough."""
+        return 1 if all(s == 1 for s in self.scales) else len(self.scales) + 1
 
 
 @jax.tree_util.register_dataclass
@@ -56,28 +73,36 @@ class Settings:
 
 def settings(samplers: Sequence[Sampler], streams: int) -> Settings:
     """Arrays of one sampler a row. Raises ValueError for guidance without a stream."""
-    guidance_B = np.asarray([s.guidance for s in samplers], np.float32)
-    if streams == 1:
-        if (guidance_B != 1).any():
-            raise ValueError(
-                f"sampler.guidance={guidance_B[guidance_B != 1][0]} needs a prompt "
-                "with an unconditional stream (guided=True); without it use guidance=1"
-            )
-        weight_GB = np.ones((1, len(samplers)), np.float32)
-    elif streams == 2:
-        weight_GB = np.stack([guidance_B, 1 - guidance_B])
-    else:
-        raise ValueError(f"guidance over {streams} streams: there may be one or two")
+    weight_BG = [_weights(sampler, streams) for sampler in samplers]
     return Settings(
-        weight_GB=jnp.asarray(weight_GB),
+        weight_GB=jnp.asarray(np.transpose(weight_BG), jnp.float32),
         temperature_B=jnp.asarray([s.temperature for s in samplers], jnp.float32),
         top_p_B=jnp.asarray([s.top_p for s in samplers], jnp.float32),
         top_k_B=jnp.asarray([s.top_k for s in samplers], jnp.int32),
     )
 
 
+def _weights(sampler: Sampler, streams: int) -> np.ndarray:
+    """What each stream counts: u + Σ_g s_g (stream_g − stream_{g+1}), resolved."""
+    if sampler.streams == 1:
+        return np.eye(streams)[0]
+    if sampler.streams > streams == 1:
+        raise ValueError(
+            f"sampler.guidance={sampler.guidance} needs a prompt with an unconditional "
+            "stream (guided=True); without it use guidance=1"
+        )
+    if sampler.streams != streams:
+        raise ValueError(
+            f"sampler.guidance={sampler.guidance} has {len(sampler.scales)} scales, "
+            f"but a prompt of {streams} streams needs {streams - 1}: one for each step "
+            "from the full stream to the unconditional one"
+        )
+    return np.diff([0.0, *sampler.scales, 1.0])
+
+
 def guide(logits_GBV: jax.Array, weight_GB: jax.Array) -> jax.Array:
-    """Classifier-free guidance, Σ_g w_g logits_g = u + s (c − u) (paper eq. 1, 2)."""
+    """Classifier-free guidance, Σ_g w_g logits_g; of two streams it is u + s (c − u)
+    (paper eq. 1, 2)."""
     # Not an einsum: accelerators would multiply at low precision.
     return jnp.sum(logits_GBV * weight_GB[..., None], axis=0)
 
