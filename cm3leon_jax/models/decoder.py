@@ -106,13 +106,15 @@ class Block(nnx.Module):
     """All layers' attention and feed-forward weights, stacked on a leading axis.
 
     `jax.lax.scan` (or indexing with `jax.tree.map`) hands out one layer at a time; the
-    call works on such a slice.
+    call works on such a slice. `lora` is None, or the stacked low-rank changes of
+    `training/lora.py`, sliced with the rest.
     """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         N, D, H, F = config.layers, config.width, config.heads, config.mlp
         K, std = D // H, config.init_std
+        self.lora: Any = nnx.data(None)
         project = (N, D, H, K), ("layers", "embed", "heads", "head")
         self.w_q = normal(rngs, *project, std)
         self.w_k = normal(rngs, *project, std)
@@ -164,10 +166,15 @@ class Block(nnx.Module):
             return layer_norm(x_BLD, self.config.norm_eps)
         return rms_norm(x_BLD, self.config.norm_eps, getattr(self, scale)[...])
 
+    def _map(self, equation: str, x: jax.Array, name: str) -> jax.Array:
+        """x times a weight, and times the factors of its low-rank change."""
+        y = jnp.einsum(equation, x, getattr(self, name)[...])
+        return y if self.lora is None else y + self.lora(equation, x, name)
+
     def _attention(self, x_BLD, positions_BL, attend, shard):
-        q_BLHK = jnp.einsum("BLD,DHK->BLHK", x_BLD, self.w_q[...])
-        k_BLHK = jnp.einsum("BLD,DHK->BLHK", x_BLD, self.w_k[...])
-        v_BLHK = jnp.einsum("BLD,DHK->BLHK", x_BLD, self.w_v[...])
+        q_BLHK = self._map("BLD,DHK->BLHK", x_BLD, "w_q")
+        k_BLHK = self._map("BLD,DHK->BLHK", x_BLD, "w_k")
+        v_BLHK = self._map("BLD,DHK->BLHK", x_BLD, "w_v")
         if self.config.qk_norm:
             eps = self.config.norm_eps
             q_BLHK = layer_norm(q_BLHK, eps, self.q_scale[...], self.q_bias[...])
@@ -177,17 +184,17 @@ class Block(nnx.Module):
         axes = ("batch", "length", "heads", "head")
         q_BLHK, k_BLHK, v_BLHK = (shard(a, axes) for a in (q_BLHK, k_BLHK, v_BLHK))
         out_BLHK, kept = attend(q_BLHK, k_BLHK, v_BLHK)
-        return jnp.einsum("BLHK,HKD->BLD", out_BLHK, self.w_out[...]), kept
+        return self._map("BLHK,HKD->BLD", out_BLHK, "w_out"), kept
 
     def _mlp(self, x_BLD, shard):
-        hidden_BLF = jnp.einsum("BLD,DF->BLF", x_BLD, self.w_up[...])
+        hidden_BLF = self._map("BLD,DF->BLF", x_BLD, "w_up")
         if self.config.activation == "swiglu":
-            gate_BLF = jnp.einsum("BLD,DF->BLF", x_BLD, self.w_gate[...])
+            gate_BLF = self._map("BLD,DF->BLF", x_BLD, "w_gate")
             hidden_BLF = hidden_BLF * jax.nn.silu(gate_BLF)
         else:
             hidden_BLF = jax.nn.relu(hidden_BLF)
         hidden_BLF = shard(hidden_BLF, ("batch", "length", "mlp"))
-        return jnp.einsum("BLF,FD->BLD", hidden_BLF, self.w_down[...])
+        return self._map("BLF,FD->BLD", hidden_BLF, "w_down")
 
 
 class Decoder(nnx.Module):

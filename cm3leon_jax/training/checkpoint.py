@@ -193,6 +193,12 @@ def _restore(place: Path, meta: dict[str, Any], abstract: Any, prefix: str) -> A
                 f"checkpoint {place} is of another model: {name} is {saved} there and "
                 f"{_kind(leaf)} here. Use the config that it was made with"
             )
+    for name in meta["arrays"]:
+        if name.startswith(prefix) and name not in names:
+            raise ValueError(
+                f"checkpoint {place} is of another model: {name} is there and absent "
+                "here. Use the config that it was made with"
+            )
     wanted = {
         name: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=leaf.sharding or here

@@ -112,15 +112,18 @@ def _orthogonalised(params: Any) -> Any:
     """Which axes of a block's matrix are its inputs and its outputs; None for Adam.
 
     A block's weights map `embed` to the axes after it, or the axes before it to
-    `embed`; each layer is a matrix of its own.
+    `embed`; each layer is a matrix of its own. So are the factors of a low-rank change,
+    whose axis without a name takes the place of `embed` where they have none.
     """
 
     def axes(node: Any) -> Any:
         names = node.get_metadata("out_sharding", None) or ()
         if "layers" not in names or not is_matrix(node):
             return None
-        embed = names.index("embed")
-        rest = tuple(i for i, n in enumerate(names) if n not in ("layers", "embed"))
+        embed = names.index("embed" if "embed" in names else None)
+        rest = tuple(
+            i for i in range(len(names)) if names[i] != "layers" and i != embed
+        )
         sides = ((embed,), rest) if embed < rest[0] else (rest, (embed,))
         return optax.contrib.MuonDimensionNumbers(*sides)
 

@@ -21,6 +21,7 @@ import optax
 from cm3leon_jax.parallel.rules import Shard
 from cm3leon_jax.training.loss import Sums, discounted, means, next_token_loss
 from cm3leon_jax.training.optimizer import updated
+from cm3leon_jax.training.parts import EVERYTHING, Parts, averaged
 from cm3leon_jax.training.state import TrainState
 from cm3leon_jax.vocab import Layout
 
@@ -171,24 +172,33 @@ def train_step(
     config: StepConfig,
     shard: Shard,
     attention: Callable[..., jax.Array],
+    parts: Parts = EVERYTHING,
+    ema: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of the CM3 objective; a pure function, jitted by the loop.
 
+    `parts` and `ema` as the state was created with: what of the model is trained, and
+    the decay of its running average.
     Metrics are float32 scalars: `loss` (nats per token) and `perplexity`, each also
     by modality and role (`loss/image`, `loss/moved`, …), `grad_norm` before clipping,
     and `tokens`, the number of targets.
     """
 
-    def sums_fn(model: Any, part: Batch) -> Sums:
+    def sums_fn(trained: Any, part: Batch) -> Sums:
+        model = parts.put(state.model, trained)
         return loss_sums(
             model, part, layout=layout, config=config, shard=shard, attention=attention
         )
 
-    grads, sums = gradients(sums_fn, state.model, batch, config, shard)
-    model, opt = updated(tx, state.model, state.opt, grads)
+    trained = parts.take(state.model)
+    grads, sums = gradients(sums_fn, trained, batch, config, shard)
+    trained, opt = updated(tx, trained, state.opt, grads)
+    average = averaged(state.ema, trained, ema) if ema else None
+    model = parts.put(state.model, trained)
     metrics = {
         **means(sums),
         "grad_norm": optax.tree.norm(grads),
         "tokens": sums["count/context"] + sums["count/moved"],
     }
-    return state.replace(step=state.step + 1, model=model, opt=opt), metrics
+    state = state.replace(step=state.step + 1, model=model, opt=opt, ema=average)
+    return state, metrics
