@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps
 
 from cm3leon_jax import workdir as workdirs
 from cm3leon_jax.data import pictures, tokenization
 from cm3leon_jax.data.documents import Document, Image, Segment, Text
+from cm3leon_jax.inputs import Picture, Region, listed, mask_of, pillow, touched
 from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.tokenizers.image import ImageTokenizer
 from cm3leon_jax.tokenizers.text import TextTokenizer
 from cm3leon_jax.vocab import Layout
 
-Picture = Pillow.Image | np.ndarray
 Parts = list[np.ndarray | None]  # runs of ids, None for every hole
 HOLE = "<mask>"  # in the text of a document: what is to be written
 
@@ -169,19 +165,22 @@ class Codec:
             [pictures.fit(pillow(image, i), size) for i, image in enumerate(images)]
         )
 
+    def first_picture(self, document: Document) -> np.ndarray | None:
+        """Of a document, uint8 [Y, X, 3] in the tokenizer's size; None without one."""
+        for segment in document.segments:
+            if isinstance(segment, Image) and segment.array is not None:
+                return self.arrays([segment.array])[0]
+            if isinstance(segment, Image) and segment.codes is not None:
+                return self.image.decode(segment.codes[None])[0]
+        return None
+
     def hidden(
-        self, image: Picture, mask: np.ndarray, number: int
+        self, image: Picture, region: Region, number: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A picture without what is under a mask of its own (upright) pixels: uint8
-        [Y, X, 3] in the tokenizer's size, and the cells that the mask touches."""
-        picture, mask = pillow(image, number), np.asarray(mask)
-        if mask.dtype != np.bool_ or mask.shape != (picture.height, picture.width):
-            raise ValueError(
-                f"mask {number} is {mask.dtype} {list(mask.shape)}: give bool "
-                f"[{picture.height}, {picture.width}], the picture's own size"
-            )
-        if not mask.any():
-            raise ValueError(f"mask {number} is empty: nothing to regenerate")
+        """A picture without what is in a region of its own (upright) pixels: uint8
+        [Y, X, 3] in the tokenizer's size, and the cells that the region touches."""
+        picture = pillow(image, number)
+        mask = mask_of(region, picture, number)
         cells = touched(mask, self.image.grid)
         if not cells.any():
             raise ValueError(f"mask {number} lies outside the centre square in use")
@@ -233,55 +232,6 @@ def _appended(
         if segment is not None:
             segments.append(segment)
     return tuple(segments)
-
-
-def touched(mask_YX: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """A mask of any size -> bool [Yg, Xg]: the cells of its centred square in which
-    any pixel is set, be it by a corner."""
-    side, cells = min(mask_YX.shape), mask_YX
-    for axis, count in enumerate(grid):
-        start = (mask_YX.shape[axis] - side) / 2
-        edges = start + side * np.arange(count + 1) / count
-        cells = np.stack(
-            [
-                cells.take(range(math.floor(low), math.ceil(high)), axis).any(axis)
-                for low, high in itertools.pairwise(edges)
-            ],
-            axis,
-        )
-    return cells
-
-
-def listed(values: Iterable[Any], kind: type | None, name: str) -> list[Any]:
-    """Any iterable as a list of at least one entry, all of a type (None: of any)."""
-    single = isinstance(values, (str, bytes, Document, Pillow.Image)) or (
-        isinstance(values, np.ndarray) and values.dtype == np.uint8 and values.ndim < 4
-    )
-    values = [] if single or not isinstance(values, Iterable) else list(values)
-    if not values:
-        raise ValueError(f"{name} is a list with at least one entry")
-    for i, value in enumerate(values):
-        if kind is not None and not isinstance(value, kind):
-            raise ValueError(
-                f"{name}[{i}] is {type(value).__name__}, not {kind.__name__}"
-            )
-    return values
-
-
-def pillow(image: Any, number: int) -> Pillow.Image:
-    """A picture as PIL holds it, upright: turned as its EXIF orientation says."""
-    if isinstance(image, Pillow.Image):
-        try:
-            return ImageOps.exif_transpose(image)
-        except Exception as error:  # damaged files raise a dozen unrelated types
-            raise ValueError(f"picture {number} cannot be read: {error}") from error
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
-        raise ValueError(
-            f"picture {number} is {array.dtype} {list(array.shape)}: give a PIL image "
-            "or a uint8 array [Y, X, 3]"
-        )
-    return Pillow.fromarray(array)
 
 
 def unended(document: Document) -> Document:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from cm3leon_jax.codec import Codec, listed
+from cm3leon_jax.codec import HOLE, Codec
 from cm3leon_jax.data.documents import Document
+from cm3leon_jax.inputs import listed
 from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.prompts import Prompt
@@ -17,6 +19,14 @@ from cm3leon_jax.sampling.prompts import Prompt
 # How many documents to retrieve for each prompt (0: none), or lists of documents to be
 # used, one list for each.
 Retrieve = int | Sequence[Sequence[Document]]
+
+
+class Query(NamedTuple):
+    """What documents are retrieved by: a text, a square picture uint8 [Y, X, 3], or
+    both."""
+
+    text: str | None
+    image: np.ndarray | None
 
 
 class Context:
@@ -62,11 +72,37 @@ class Context:
         self._count("missing", [retrieve - len(row) for row in found])
         return found
 
-    def ids(self, found: Sequence[Sequence[Document]]) -> list[list[np.ndarray]]:
-        """Documents as ids, all their pictures encoded together."""
+    def rows(
+        self,
+        retrieve: Retrieve,
+        texts: Sequence[str | None],
+        images: Sequence[np.ndarray | None],
+    ) -> list[list[np.ndarray]]:
+        """The ids of the documents for each query, all their pictures encoded
+        together."""
+        found = self.documents(retrieve, texts, images)
         flat = [document for row in found for document in row]
         ids = iter(self.codec.ids(flat) if flat else ())
         return [[next(ids) for _ in row] for row in found]
+
+    def rows_like(
+        self, retrieve: Retrieve, documents: Sequence[Document]
+    ) -> list[list[np.ndarray]]:
+        """As `rows`, for documents as queries."""
+        queries = self.queries(retrieve, documents)
+        return self.rows(
+            retrieve, [q.text for q in queries], [q.image for q in queries]
+        )
+
+    def queries(self, retrieve: Retrieve, documents: Sequence[Document]) -> list[Query]:
+        """What documents ask by: all their texts, without holes, and their first
+        picture. Nothing where nothing is to be retrieved."""
+        if not isinstance(retrieve, int | np.integer) or retrieve <= 0:
+            return [Query(None, None) for _ in documents]
+        return [
+            Query(" ".join(d.texts).replace(HOLE, " "), self.codec.first_picture(d))
+            for d in documents
+        ]
 
     def before(
         self, wanted: Sequence[Prompt], rows: Sequence[Sequence[np.ndarray]]

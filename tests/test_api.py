@@ -10,11 +10,12 @@ import tiny_system
 from PIL import Image as Pillow
 
 from cm3leon_jax import CM3Leon, config, stages
-from cm3leon_jax.codec import HOLE, Codec, touched
+from cm3leon_jax.codec import HOLE, Codec
 from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.data.sources import read_documents
 from cm3leon_jax.evaluation import pairs, report, shapes
 from cm3leon_jax.evaluation.protocol import Protocol, result_file
+from cm3leon_jax.inputs import touched
 from cm3leon_jax.models import vqgan
 from cm3leon_jax.sampling import engine
 from cm3leon_jax.sampling.sampler import Sampler

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image as Pillow
 
 from cm3leon_jax import vocab
-from cm3leon_jax.codec import HOLE, Codec, joined, touched
+from cm3leon_jax.codec import HOLE, Codec, joined
 from cm3leon_jax.data import infill
 from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.inputs import touched
 from cm3leon_jax.models import vqgan
 from cm3leon_jax.sampling import prompts
 from cm3leon_jax.tokenizers import regions, text

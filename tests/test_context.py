@@ -136,10 +136,11 @@ def written(monkeypatch):
     def write(self, wanted, sampler, seed, image_tokens):
         prompts.stack(wanted, self.layout, LIMIT)
         calls.append([[ids.tolist() for ids in p.streams] for p in wanted])
-        image = LAYOUT.image_ids(np.zeros(image_tokens, int))
         text = [*LAYOUT.text_ids([104, 105]), LAYOUT.eoss]
         for prompt in wanted:
-            yield image if prompt.scripts[0][0] == prompts.IMAGE else np.array(text)
+            codes = (prompt.scripts[0] == prompts.IMAGE).sum()
+            image = LAYOUT.image_ids(np.zeros(codes, int))
+            yield image if codes else np.array(text)
 
     monkeypatch.setattr(Engine, "write", write)
     return calls
@@ -195,6 +196,59 @@ def test_caption_with_documents_given_and_retrieved(written):
     # Captions get shorter before documents are dropped, but not too short.
     model.caption(pictures, retrieve=[DOCUMENTS[:2], DOCUMENTS[:3]])
     assert model.context.fallbacks["dropped"] in (0, 1)
+
+
+def test_infilling_with_documents_given_and_retrieved(written):
+    model = _model(Asked())
+    picture, mask = DOCUMENTS[4].segments[1].array, np.zeros((8, 8), bool)
+    mask[:4, :4] = True
+    guided = Sampler(guidance=3.0)
+    model.infill([picture], [mask], ["a red"], sampler=guided)
+    plain = written.pop()[0]
+    model.infill([picture], [mask], ["a red"], sampler=guided, retrieve=1)
+    assert model.memory.calls == [(["a red"], [True], 1)]
+    for before, ids in zip(plain, written.pop()[0], strict=True):
+        assert ids == [EOS, *_joined([0]), *before[1:]]
+    assert plain[1][1] == S0  # guidance hides the text, not the documents
+    model.infill([picture], [(0, 0, 4, 4)], retrieve=[DOCUMENTS[:1]])
+    (bare,) = written.pop()[0]
+    assert bare == [EOS, *_joined([0]), *plain[1][1:]]
+    # A document asks by its text, without the hole, and by its picture.
+    model.memory.calls.clear()
+    hole = Document((Text("x<mask>y"), Image(picture)))
+    (filled,) = model.infill([hole], retrieve=2)
+    assert model.memory.calls == [(["x y"], [True], 2)]
+    assert filled.segments[0].text == "xhiy" and filled.metadata == {}
+    (ids,) = written.pop()[0]
+    assert ids[: 1 + len(_joined([0, 1]))] == [EOS, *_joined([0, 1])]
+    assert ids[1 + len(_joined([0, 1]))] == LAYOUT.text_ids(list(b"x"))[0]
+
+
+def test_generation_and_likelihood_with_documents(written, monkeypatch):
+    model = _model(Asked())
+    begun = [Document((Text("ab"),)), Document((Text("c"), DOCUMENTS[1].segments[1]))]
+    own = CODEC.ids(begun)
+    model.generate(begun, retrieve=1)
+    assert model.memory.calls == [(["ab", "c"], [False, True], 1)]
+    for (ids,), mine in zip(written.pop(), own, strict=True):
+        assert ids == [EOS, *_joined([0]), *mine.tolist()]
+    assert not model.context.fallbacks
+    # An empty document has nothing to ask by, but can be given documents.
+    model.generate([Document(())], retrieve=[DOCUMENTS[:1]])
+    assert written.pop() == [[[EOS, *_joined([0])]]]
+    scored = []
+    monkeypatch.setattr(
+        Engine, "score", lambda self, *given: scored.append(given) or [-1.0] * 2
+    )
+    model.log_likelihood(begun)
+    rows, starts = scored.pop()
+    assert starts == [1, 1]
+    assert [r.tolist() for r in rows] == [[EOS, *ids.tolist(), EOS] for ids in own]
+    model.log_likelihood(begun, retrieve=[DOCUMENTS[:2], []])
+    rows, starts = scored.pop()
+    before = [EOS, *_joined([0, 1])]
+    assert starts == [len(before), 1]
+    assert rows[0].tolist() == [*before, *own[0].tolist(), EOS]
 
 
 def test_the_likeliest_of_several_texts_is_taken(monkeypatch):
@@ -259,6 +313,8 @@ def test_fewer_documents_are_counted_and_said(written, caplog):
         ),
         (lambda m: m.caption([], retrieve=1), "at least one entry"),
         (lambda m: m.retrieve(text="a"), "no memory"),
+        (lambda m: m.generate([Document(())], retrieve=1), "no memory"),
+        (lambda m: m.log_likelihood([DOCUMENTS[0]], retrieve=1), "no memory"),
     ],
 )
 def test_bad_input_is_named(ask, message):

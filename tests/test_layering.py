@@ -19,7 +19,8 @@ LAYERS = (
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
-    ("retrieval_config", "system", "codec", "encoders", "context", "api"),
+    ("retrieval_config", "system", "inputs", "codec", "encoders", "context")
+    + ("writer", "pretrained", "instructed", "api"),
     ("evaluation",),
     ("preparation", "memory", "stages"),
 )

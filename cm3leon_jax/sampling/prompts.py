@@ -159,6 +159,21 @@ def after(
     return Prompt(tuple(streams), prompt.scripts), count
 
 
+def keep(prompt: Prompt, streams: int) -> Prompt:
+    """A prompt with only so many of its streams: one is the full prompt, two are that
+    and the unconditional stream (the last). ValueError where it has other numbers."""
+    kept = {1: [0], 2: [0, -1], len(prompt.streams): range(len(prompt.streams))}
+    if streams > len(prompt.streams) or streams not in kept:
+        raise ValueError(
+            f"guidance over {streams} streams, but the prompt has "
+            f"{len(prompt.streams)}: give a scale for each step between them, or one"
+        )
+    return Prompt(
+        tuple(prompt.streams[g] for g in kept[streams]),
+        tuple(prompt.scripts[g] for g in kept[streams]),
+    )
+
+
 def free(prompt: Sequence[int] | np.ndarray, length: int) -> Prompt:
     """Ids of the beginning of a document -> at most `length` tokens after it."""
     return Prompt((_ids(prompt),), (np.full(length, FREE, np.int32),))

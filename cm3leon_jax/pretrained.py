@@ -1,0 +1,196 @@
+"""What every checkpoint can do: the tasks that pretraining teaches (paper 1.6, 1.7).
+
+Methods of `CM3Leon` with the same names say what these do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Unpack
+
+import numpy as np
+from PIL import Image as Pillow
+
+from cm3leon_jax.codec import HOLE, unended
+from cm3leon_jax.context import Retrieve
+from cm3leon_jax.data.documents import Document
+from cm3leon_jax.inputs import Picture, Region, as_many, listed
+from cm3leon_jax.sampling import prompts as forms
+from cm3leon_jax.sampling.prompts import Prompt
+from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.writer import (
+    SHORT,
+    Drawing,
+    Options,
+    Telling,
+    TextOptions,
+    Writer,
+)
+
+CUT = "…"  # after a text that has as many pieces as it may: it goes on
+_CAPTION = 64  # pieces that a caption usually needs
+_HOLE_TEXT = 32  # pieces that the hole of a document usually needs
+
+
+def text_to_image(
+    writer: Writer, prompts: Iterable[str], **options: Unpack[Options]
+) -> list[Pillow.Image]:
+    codec = writer.codec
+    wanted = [
+        Drawing(
+            prompt=forms.text_to_image(
+                writer.layout, codec.pieces(text, i), codec.image_tokens, guided=True
+            ),
+            text=text,
+        )
+        for i, text in enumerate(listed(prompts, str, "prompts"))
+    ]
+    default = writer.system.sampling.text_to_image
+    return writer.draw(wanted, default, "text to image", **options)
+
+
+def caption(
+    writer: Writer, images: Iterable[Picture], **options: Unpack[TextOptions]
+) -> list[str]:
+    arrays = writer.codec.arrays(images)
+    brk = np.array([writer.layout.brk], np.int32)
+    wanted = [
+        Telling(parts=[None, brk, writer.layout.image_ids(codes).ravel()], image=array)
+        for codes, array in zip(writer.codec.image.encode(arrays), arrays, strict=True)
+    ]
+    default = writer.system.sampling.caption
+    texts, longest = writer.tell(wanted, default, "a caption", _CAPTION, **options)
+    return [
+        writer.codec.decode_text(pieces) + CUT * (len(pieces) >= longest)
+        for (pieces,) in texts
+    ]
+
+
+def infill_pictures(
+    writer: Writer,
+    images: Sequence[Picture],
+    masks: Iterable[Region] | None,
+    prompts: Iterable[str] | None,
+    **options: Unpack[Options],
+) -> list[Pillow.Image]:
+    codec, count = writer.codec, len(images)
+    masks = as_many([] if masks is None else masks, count, "masks", "pictures")
+    texts: list[str | None] = [None] * count
+    if prompts is not None:
+        texts = [*listed(prompts, str, "prompts")]
+        if len(texts) != count:
+            raise ValueError(f"{count} pictures need as many prompts, or none")
+    pieces = [None if t is None else codec.pieces(t, i) for i, t in enumerate(texts)]
+    arrays, cells = zip(*map(codec.hidden, images, masks, range(count)), strict=True)
+    wanted = [
+        Drawing(
+            prompt=forms.region_infill(
+                writer.layout, *picture, guided=prompts is not None
+            ),
+            text=text,
+            image=array,  # without what is hidden
+            given=picture[:2],
+        )
+        for text, array, picture in zip(
+            texts,
+            arrays,
+            zip(codec.image.encode(np.stack(arrays)), cells, pieces, strict=True),
+            strict=True,
+        )
+    ]
+    task = "infilling without prompts" if prompts is None else "infilling"
+    return writer.draw(wanted, writer.system.sampling.infill, task, **options)
+
+
+def infill_documents(
+    writer: Writer, documents: Sequence[Document], **options: Unpack[TextOptions]
+) -> list[Document]:
+    parts = writer.codec.parts(documents)
+    for i, runs in enumerate(parts):
+        if not any(run is None for run in runs):
+            raise ValueError(f"document {i} has no {HOLE} in its text")
+    queries = writer.context.queries(options.get("retrieve", 0), documents)
+    wanted = [
+        Telling(parts=runs, text=query.text, image=query.image)
+        for runs, query in zip(parts, queries, strict=True)
+    ]
+    default = writer.system.sampling.caption  # a sampler for text
+    texts, longest = writer.tell(
+        wanted, default, "infilling of text", _HOLE_TEXT, **options
+    )
+    return [
+        _with_cuts(
+            writer.codec.filled(document, spans),
+            [n for n, span in enumerate(spans) if len(span) >= longest],
+        )
+        for document, spans in zip(documents, texts, strict=True)
+    ]
+
+
+def _with_cuts(document: Document, holes: list[int]) -> Document:
+    """A document that says which of its holes were cut at the longest allowed text."""
+    if not holes:
+        return document
+    return dataclasses.replace(
+        document, metadata=document.metadata | {"unfinished": holes}
+    )
+
+
+def generate(
+    writer: Writer,
+    documents: Iterable[Document],
+    images: int,
+    max_text: int,
+    *,
+    retrieve: Retrieve = 0,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+) -> list[Document]:
+    sampler = sampler or Sampler(top_p=0.9)
+    if sampler.streams > 1:
+        raise ValueError(
+            f"sampler.guidance={sampler.guidance}: guidance has nothing to guide in "
+            "free generation; use guidance=1"
+        )
+    if min(images, max_text) < 0 or images == max_text == 0:
+        raise ValueError(
+            f"images={images} and max_text={max_text} must be at least 0, and not "
+            "both 0"
+        )
+    documents = listed(documents, Document, "documents")
+    rows = writer.context.rows_like(retrieve, documents)
+    room = images * (writer.codec.image_tokens + 1)
+    wanted = []
+    for i, ids in enumerate(writer.codec.ids([unended(d) for d in documents])):
+        left = writer.limit - len(ids) - 1
+        if left < 1:
+            raise ValueError(
+                f"document {i} has {len(ids)} tokens, which fill the context of "
+                f"{writer.limit}: shorten it"
+            )
+        # Texts get shorter before documents are dropped, but not too short.
+        together = left - sum(len(row) + 1 for row in rows[i])
+        length = min(room + max_text, max(together, min(room + SHORT, left)))
+        begun = np.concatenate([[writer.layout.eos], ids])
+        wanted.append(forms.free(begun, length))
+    wanted = writer.context.before(wanted, rows)
+    return writer.codec.continued(documents, writer.tokens(wanted, sampler, seed))
+
+
+def log_likelihood(
+    writer: Writer, documents: Iterable[Document], retrieve: Retrieve = 0
+) -> list[float]:
+    documents = listed(documents, Document, "documents")
+    eos, nothing = [writer.layout.eos], (np.zeros(0, np.int32),)
+    alone = [
+        Prompt((np.concatenate([eos, ids, eos]).astype(np.int32),), nothing)
+        for ids in writer.codec.ids(documents)
+    ]
+    rows = writer.context.rows_like(retrieve, documents)
+    whole = writer.context.before(alone, rows)
+    starts = [
+        len(after.streams[0]) - len(before.streams[0]) + 1
+        for before, after in zip(alone, whole, strict=True)
+    ]
+    return writer.engine.score([prompt.streams[0] for prompt in whole], starts)
