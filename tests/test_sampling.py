@@ -1,4 +1,4 @@
-"""Sampling: its parts against numpy, the loop against a plain one, its invariants."""
+"""Sampling: the loop against a plain one, its invariants."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from cm3leon_jax.parallel.rules import Rules, shard_fn, shardings
 from cm3leon_jax.sampling import generate as loop
 from cm3leon_jax.sampling import prompts
 from cm3leon_jax.sampling.generate import generate
-from cm3leon_jax.sampling.sampler import Sampler, draw, guide, settings, truncate
+from cm3leon_jax.sampling.sampler import Sampler
 
 LAYOUT = vocab.build(text=24, image=32, classes=4, sentinels=8, total=128)
 CONFIG = DecoderConfig(vocab=128, layers=2, width=16, heads=2, mlp=32, length=96)
@@ -46,71 +46,6 @@ def sample(model, requests, sampler=PLAIN, key=KEY, **kwargs):
     batch = prompts.stack(requests, LAYOUT, CONFIG.length)
     kwargs = dict(image_tokens=IMAGE_TOKENS) | kwargs
     return np.asarray(generate(model, batch, key, sampler, LAYOUT, **kwargs))
-
-
-# The parts
-
-
-def nucleus(logits_V, top_p, top_k):
-    """Which ids stay, one id at a time from the likeliest down."""
-    order = sorted(range(len(logits_V)), key=lambda i: -logits_V[i])
-    order = order[: top_k or None]
-    p = np.exp(logits_V[order] - logits_V.max())
-    p, keep, mass = p / p.sum(), [], 0.0
-    for i, share in zip(order, p, strict=True):
-        if mass >= top_p and top_p < 1:
-            break
-        keep.append(i)
-        mass += share
-    return set(keep)
-
-
-@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.8, 0.999, 1.0])
-@pytest.mark.parametrize("top_k", [0, 1, 5])
-def test_truncation_against_numpy(top_p, top_k):
-    logits_BV = np.random.default_rng(0).normal(0, 2, (4, 50)).astype(np.float32)
-    logits_BV[:, 7] = -np.inf  # forbidden by the script
-    cut_BV = truncate(jnp.asarray(logits_BV), jnp.full(4, top_p), jnp.full(4, top_k))
-    for before_V, after_V in zip(logits_BV, np.asarray(cut_BV), strict=True):
-        stays = set(np.flatnonzero(after_V > -np.inf).tolist())
-        assert stays == nucleus(before_V, top_p, top_k) - {7}
-        np.testing.assert_array_equal(after_V[list(stays)], before_V[list(stays)])
-
-
-def test_frequencies_follow_the_tempered_distribution():
-    logits_V, n = np.asarray([2.0, 1.0, 0.0, -np.inf], np.float32), 20_000
-    how = settings([Sampler(temperature=0.5)] * n, 1)
-    keys = jax.random.split(KEY, n)
-    drawn = draw(keys, jnp.tile(logits_V, (n, 1)), how, cut=False)
-    expected = np.exp(2 * logits_V) / np.exp(2 * logits_V).sum()
-    counts = np.bincount(np.asarray(drawn), minlength=4) / n
-    np.testing.assert_allclose(counts, expected, atol=0.012)
-    assert counts[3] == 0
-
-
-def test_temperature_zero_is_the_maximum():
-    logits_BV = jax.random.normal(KEY, (5, 30))
-    drawn = draw(jax.random.split(KEY, 5), logits_BV, settings([GREEDY] * 5, 1), cut=0)
-    np.testing.assert_array_equal(drawn, logits_BV.argmax(-1))
-
-
-def test_guidance_extrapolates_from_the_unconditional_stream():
-    cond, uncond = jax.random.normal(KEY, (2, 3, 9))
-    how = settings([Sampler(guidance=s) for s in (0.0, 1.0, 3.0)], 2)
-    guided = guide(jnp.stack([cond, uncond]), how.weight_GB)
-    np.testing.assert_allclose(guided[0], uncond[0])
-    np.testing.assert_allclose(guided[1], cond[1])
-    expected = uncond[2] + 3 * (cond[2] - uncond[2])
-    np.testing.assert_allclose(guided[2], expected, rtol=1e-5)
-    np.testing.assert_allclose(how.weight_GB.sum(0), 1.0)
-
-
-@pytest.mark.parametrize(
-    "setting", [dict(temperature=-1), dict(top_p=0), dict(top_p=2), dict(top_k=-1)]
-)
-def test_samplers_are_validated(setting):
-    with pytest.raises(ValueError, match=f"sampler.{next(iter(setting))}=.* must be"):
-        Sampler(**setting)
 
 
 # The loop

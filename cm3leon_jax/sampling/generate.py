@@ -20,7 +20,13 @@ from cm3leon_jax.models.cache import Cache, prefill, step, unroll
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.models.layers import Shard, identity
 from cm3leon_jax.sampling.prompts import CLASS, FREE, IMAGE, TEXT, Batch
-from cm3leon_jax.sampling.sampler import Sampler, Settings, draw, guide, settings
+from cm3leon_jax.sampling.sampler import (
+    Sampler,
+    Settings,
+    draw,
+    settings,
+    token_scores,
+)
 from cm3leon_jax.vocab import Layout
 
 
@@ -50,7 +56,7 @@ def generate(
     Raises ValueError for a vocabulary of another size, a wrong number of samplers,
     guidance without a second stream, or labels that are no classes.
     """
-    streams, rows, _ = batch.script_GBT.shape
+    rows = batch.script_GBT.shape[1]
     if layout.size != model.config.vocab:
         raise ValueError(
             f"the layout has {layout.size} ids but the decoder {model.config.vocab}: "
@@ -70,13 +76,12 @@ def generate(
         batch.prompt_GBL,
         batch.length_GB,
         batch.script_GBT,
-        settings(each, streams),
+        settings(each, batch.script_GBT),
         key,
         index_B.astype(np.uint32),
         jnp.asarray(image_tokens, jnp.int32),
         _classes(classes, layout),
         layout=layout,
-        cut=any(s.top_p < 1 or s.top_k > 0 for s in each),
         shard=shard,
         attention=attention,
     )
@@ -92,7 +97,7 @@ class _Written:
     stopped_B: jax.Array  # bool: the run has ended, the rest of it is <pad>
 
 
-@partial(jax.jit, static_argnames=("layout", "cut", "shard", "attention"))
+@partial(jax.jit, static_argnames=("layout", "shard", "attention"))
 def _generate(
     model: Decoder,
     prompt_GBL: jax.Array,
@@ -105,7 +110,6 @@ def _generate(
     class_V: jax.Array,
     *,
     layout: Layout,
-    cut: bool,
     shard: Shard,
     attention: Attention,
 ) -> jax.Array:
@@ -148,10 +152,9 @@ def _generate(
         )
         allowed_BV = _allowed(state, code_B, run_left_B, image_tokens, class_V, layout)
         with jax.named_scope("sample"):
-            logits_BV = guide(logits_GBV, how.weight_GB)
-            logits_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
+            scores_BV = token_scores(logits_GBV, allowed_BV, how, t)
             now_B = jax.vmap(lambda k: jax.random.fold_in(k, t))(key_B)
-            sampled_B = draw(now_B, logits_BV, how, cut=cut)
+            sampled_B = draw(now_B, scores_BV, how.temperature_B)
         sampled_B = jnp.where(state.stopped_B, layout.pad, sampled_B)
         # Forced tokens may differ between the streams; sampled ones never do.
         token_GB = jnp.where(script_GBT[:, :, t] >= 0, script_GBT[:, :, t], sampled_B)
