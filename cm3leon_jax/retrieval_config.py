@@ -46,14 +46,14 @@ class EncoderConfig:
 class RetrievalConfig:
     """The memory bank, which holds the training documents, and how it is used.
 
-    storage: type of the vectors. per_query: neighbours found by a document's text, and
-    as many by its picture. skip_above: two documents with a larger score are
-    near-duplicates (paper: 0.9 with CLIP); None is calibrated on validation pairs.
-    query_dropout: share of a training query's words that are left out. These decide
-    the bank and its neighbour files; the others the pretraining samples: at most
-    `documents` retrieved documents (`fewest`: a number from this on is drawn; None:
-    always `documents`), the loss `weight` of their tokens, and the share `noise` of
-    them that random documents replace.
+    storage: type of the vectors. per_query: how many neighbours are found by a
+    document's text, and how many by its picture. skip_above: two documents with a
+    larger score are near-duplicates (paper: 0.9 with CLIP); None is calibrated on
+    validation pairs. query_dropout: share of a training query's words that are left
+    out. These decide the bank and its neighbour files; the others the pretraining
+    samples: at most `documents` retrieved documents (`fewest`: a number from this on is
+    drawn; None: always `documents`), the loss `weight` of their tokens, and the share
+    `noise` of them that random documents replace.
     """
 
     BANK: ClassVar[tuple[str, ...]] = (
@@ -62,7 +62,7 @@ class RetrievalConfig:
 
     encoder: EncoderConfig
     storage: Storage = "float32"
-    per_query: int = 2
+    per_query: tuple[int, int] = (2, 2)
     skip_above: float | None = None
     query_dropout: float = 0.2
     documents: int = 3
@@ -71,13 +71,16 @@ class RetrievalConfig:
     noise: float = 0.0
 
     def __post_init__(self):
-        name, most = "retrieval", 2 * self.per_query
+        name, most = "retrieval", sum(self.per_query)
         if self.storage not in STORAGES:
             raise ValueError(
                 f"{name}.storage={self.storage!r}: choose one of {', '.join(STORAGES)}"
             )
-        if self.per_query < 1:
-            raise ValueError(f"{name}.per_query={self.per_query} must be positive")
+        if len(self.per_query) != 2 or min(self.per_query) < 0 or not most:
+            raise ValueError(
+                f"{name}.per_query={self.per_query} must be two numbers of at least 0, "
+                "of documents found by text and by picture, and not both 0"
+            )
         if self.skip_above is not None and not -1 <= self.skip_above <= 1:
             raise ValueError(
                 f"{name}.skip_above={self.skip_above} must be within [-1, 1]: it is a "

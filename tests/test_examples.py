@@ -23,7 +23,7 @@ def test_examples_tell_every_hit_with_its_reason(tmp_path):
     bank = bank_build.build(tmp_path / "bank", Letters(), documents)
     path = examples.write(
         *(bank, Letters(), documents),
-        **{"per_query": 1, "skip_above": 0.999, "query_dropout": 0.0, "seed": 0},
+        **{"per_query": (1, 1), "skip_above": 0.999, "query_dropout": 0.0, "seed": 0},
     )
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["query"]["text"] for line in lines] == [

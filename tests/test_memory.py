@@ -97,7 +97,7 @@ def test_the_search_goes_on_behind_near_duplicates(tmp_path):
     documents = [Document((Text(w),), id=f"{i}") for i, w in enumerate(words)]
     bank = bank_build.build(tmp_path, Sameness(), documents)
     counts = neighbours.build(
-        bank, Sameness(), documents, "train", in_bank=True, per_query=2,
+        bank, Sameness(), documents, "train", in_bank=True, per_query=(2, 2),
         skip_above=0.9, query_dropout=0.0, seed=0, part_rows=40,
     )  # fmt: skip
     table = np.load(tmp_path / "neighbours-train.npy")
@@ -109,7 +109,7 @@ def test_the_search_goes_on_behind_near_duplicates(tmp_path):
 def test_parts_that_are_there_are_kept_and_are_no_other(tmp_path):
     documents = [Document((Text("abcdefgh"[i % 8]),), id=f"{i}") for i in range(30)]
     bank = bank_build.build(tmp_path, Sameness(), documents)
-    choice = {"in_bank": True, "per_query": 1, "skip_above": 0.9}
+    choice = {"in_bank": True, "per_query": (1, 1), "skip_above": 0.9}
     choice |= {"query_dropout": 0.0, "seed": 0}
     made = []
     for part_rows in (30, 7):
@@ -188,7 +188,8 @@ def test_a_split_can_be_added(built):
     "changes, message",
     [
         ({"storage": "float16"}, "retrieval.storage='float16': choose one of float32"),
-        ({"per_query": 0}, "retrieval.per_query=0 must be positive"),
+        ({"per_query": (0, 0)}, r"retrieval.per_query=\(0, 0\) must be two numbers"),
+        ({"per_query": (2,)}, r"retrieval.per_query=\(2,\) must be two numbers"),
         ({"documents": 5}, r"retrieval.documents=5 must be 1 … 4"),
         ({"fewest": 4}, "retrieval.fewest=4"),
         ({"skip_above": 1.5}, "retrieval.skip_above=1.5"),

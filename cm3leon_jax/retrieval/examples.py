@@ -36,7 +36,7 @@ def write(
     embedder: Embedder,
     documents: Sequence[Document],
     *,
-    per_query: int,
+    per_query: Sequence[int],
     skip_above: float,
     query_dropout: float,
     seed: int,
@@ -52,7 +52,7 @@ def write(
         asked(document, query_dropout, seed, number)
         for document, number in zip(chunk, numbers.tolist(), strict=True)
     ]
-    wanted = min(_FOUND * per_query, bank.rows)
+    wanted = min(_FOUND * max(per_query), bank.rows)
     hits = np.full((len(chunk), len(WAYS), wanted), -1, np.int64)
     scores = np.zeros(hits.shape, np.float32)
     for way, embed in enumerate((embedder.texts, embedder.images)):

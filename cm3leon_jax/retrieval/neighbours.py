@@ -1,6 +1,6 @@
 """Which documents of a bank stand before each document of a split in training.
 
-neighbours-train.npy        int32 [documents, 2 * per_query]: rows of the bank, first
+neighbours-train.npy        int32 [documents, sum(per_query)]: rows of the bank, first
 neighbours-validation.npy   by the document's text, then by its picture; -1 for none
 skipped.json                what became of everything that was found, by reason
 calibration.json            the threshold of near-duplicates, where it is not given
@@ -57,7 +57,7 @@ def build(
     split: str,
     *,
     in_bank: bool,
-    per_query: int,
+    per_query: Sequence[int],
     skip_above: float,
     query_dropout: float,
     seed: int,
@@ -173,14 +173,20 @@ def _chosen(
     own_BE: np.ndarray,
     queries: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
-    per_query: int,
+    per_query: Sequence[int],
     skip_above: float,
     mesh: Mesh,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Rows for every document, and the reasons of its last look."""
-    rows = np.full((len(own_B), len(queries) * per_query), -1, np.int32)
+    rows = np.full((len(own_B), sum(per_query)), -1, np.int32)
     all_reasons: list[np.ndarray] = [np.zeros(0)] * len(own_B)
-    left, wanted = np.arange(len(own_B)), _FIRST * per_query
+    # Nobody asks in a way that finds nothing.
+    queries = [
+        (numbers[: len(numbers) * (count > 0)], vectors)
+        for (numbers, vectors), count in zip(queries, per_query, strict=True)
+    ]
+    way_R = np.repeat(np.arange(len(queries)), per_query)
+    left, wanted = np.arange(len(own_B)), _FIRST * max(per_query)
     while len(left):
         wanted = min(wanted, bank.rows)
         hits = np.full((len(left), len(queries), wanted), -1, np.int64)
@@ -204,8 +210,7 @@ def _chosen(
             asks = asked[start : start + at_once]
             for number, reasons, mine in zip(some, chosen.reasons, asks, strict=True):
                 all_reasons[number] = reasons[mine]
-            empty = (chosen.rows < 0).reshape(len(some), len(queries), per_query)
-            short.append((empty.any(axis=2) & asks).any(axis=1))
+            short.append(((chosen.rows < 0) & asks[:, way_R]).any(axis=1))
         if wanted >= min(bank.rows, _MOST):
             break
         left, wanted = left[np.concatenate(short)], wanted * _MORE

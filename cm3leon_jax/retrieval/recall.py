@@ -103,7 +103,7 @@ class Memory:
             _, hits = self.bank.search(queries_BE[left], wanted, self.mesh)
             found = select(
                 *(None, None, hits[:, None], self.bank.signatures),
-                per_query=k,
+                per_query=(k,),
                 skip_above=self.skip_above,
             )
             rows_Bk[left] = found.rows

@@ -38,7 +38,7 @@ _DROP = 301  # purpose of the random numbers of `dropout`
 class Selection:
     """What was chosen for each query, and why not the rest.
 
-    rows: int32 [B, Q * per_query], bank rows by way of asking, best first; -1 where
+    rows: int32 [B, sum(per_query)], bank rows by way of asking, best first; -1 where
     there were too few. reasons: int8 [B, Q, K], an index into `REASONS` for each hit.
     """
 
@@ -52,10 +52,10 @@ def select(
     hits_BQK: np.ndarray,
     signatures: Callable[[np.ndarray], np.ndarray],
     *,
-    per_query: int,
+    per_query: Sequence[int],
     skip_above: float,
 ) -> Selection:
-    """Up to `per_query` hits of each of Q lists for each of B queries.
+    """Up to so many hits of each of Q lists (`per_query`) for each of B queries.
 
     own_B: the bank row that a query is itself, -1 (or None for all) if it is not in
     the bank. own_BE: signatures of the queries; None skips no duplicates of them, as
@@ -65,10 +65,10 @@ def select(
     ValueError for shapes that do not fit and for vectors that are not finite.
     """
     hits_BQK = np.asarray(hits_BQK, np.int64)
-    if hits_BQK.ndim != 3 or per_query < 1:
+    if hits_BQK.ndim != 3 or len(per_query) != hits_BQK.shape[1] or min(per_query) < 0:
         raise ValueError(
             f"hits are [queries, ways of asking, found], got {list(hits_BQK.shape)}; "
-            f"per_query={per_query} must be at least 1"
+            f"per_query={per_query} must be a number of at least 0 for each way"
         )
     queries, ways, found = hits_BQK.shape
     own = np.full(queries, -1) if own_B is None else np.asarray(own_B, np.int64)
@@ -90,7 +90,8 @@ def select(
         like_query_BN = scores_BN > skip_above
     reasons_BN = np.full((queries, ways * found), NOT_NEEDED, np.int8)
     twice_BN, like_BN = np.zeros_like(there_BN), np.zeros_like(there_BN)
-    chosen_BR = np.full((queries, ways * per_query), -1, np.int32)
+    chosen_BR = np.full((queries, sum(per_query)), -1, np.int32)
+    starts = np.cumsum([0, *per_query])
     every = np.arange(queries)
     for way in range(ways):
         count_B = np.zeros(queries, np.int64)
@@ -103,7 +104,7 @@ def select(
                     like_query_BN[:, n],
                     twice_BN[:, n],
                     like_BN[:, n],
-                    count_B >= per_query,
+                    count_B >= per_query[way],
                 ],
                 [NOTHING, ITSELF, LIKE_QUERY, TWICE, LIKE_CHOSEN, NOT_NEEDED],
                 CHOSEN,
@@ -116,7 +117,7 @@ def select(
                 "TNE,TE->TN", candidates_BNE[take_B], candidates_BNE[take_B, n]
             )
             like_BN[take_B] |= scores_TN > skip_above
-            slot_B = way * per_query + count_B
+            slot_B = starts[way] + count_B
             chosen_BR[every[take_B], slot_B[take_B]] = row_B[take_B]
             count_B += take_B
     return Selection(chosen_BR, reasons_BN.reshape(hits_BQK.shape))

@@ -68,7 +68,7 @@ def make_rows(system, folder, count):
     )
     cache = records.TokenRecords(folder, "train", layout=system.layout)
     rng, retrieval = np.random.default_rng(0), system.retrieval
-    found = rng.integers(0, count - 1, (count, 2 * retrieval.per_query), np.int32)
+    found = rng.integers(0, count - 1, (count, sum(retrieval.per_query)), np.int32)
     found += found >= np.arange(count)[:, None]  # never itself
     np.save(folder / "neighbours.npy", found)
     neighbours = Neighbours(
