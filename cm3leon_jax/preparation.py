@@ -4,7 +4,8 @@ And what every stage is made of: `run_stage`, done once by a job of any number o
 processes, and `need`. The list of all stages is in `stages.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from cm3leon_jax import workdir
 from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
 from cm3leon_jax.data import records, sources
+from cm3leon_jax.data.tokenization import Encoders
 from cm3leon_jax.evaluation.reconstruction import scores
 from cm3leon_jax.interop import efficientnet
 from cm3leon_jax.parallel.distributed import together
@@ -24,7 +26,7 @@ from cm3leon_jax.training import image_tokenizer
 
 Results = dict[str, Any]
 FEATURES = {"none": lambda: None, "efficientnet_lite0": efficientnet.features}
-_SHARDS = 4
+SHARDS = 4
 
 
 def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Results:
@@ -42,13 +44,15 @@ def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Re
 def train_text_tokenizer(
     system: System, directory: Path, overwrite: bool = False
 ) -> Results:
-    """`documents/` -> `text_tokenizer/`: byte-pair pieces of the training captions."""
+    """`documents/` -> `text_tokenizer/`: byte-pair pieces of the training captions, and
+    of the texts of the tasks that `sft.tokenizers` names."""
     folder = directory / "text_tokenizer"
-    need(directory, "documents")
+    tasks = _teaching_tasks(system, directory)
 
     def work() -> Results:
+        folders = [directory / "documents", *task_folders(directory, tasks)]
         text_tokenizer.train(
-            sources.read_texts(directory / "documents", "train"),
+            itertools.chain(*(sources.read_texts(path, "train") for path in folders)),
             folder / "model",
             system.vocabulary.text,
             system.seed,
@@ -61,10 +65,13 @@ def train_text_tokenizer(
 def train_image_tokenizer(
     system: System, directory: Path, overwrite: bool = False
 ) -> Results:
-    """`documents/` -> `image_tokenizer/`: the VQGAN, and how well it reconstructs."""
+    """`documents/` -> `image_tokenizer/`: the VQGAN, and how well it reconstructs.
+
+    It learns from the pictures of the tasks that `sft.tokenizers` names as well.
+    """
     folder = directory / "image_tokenizer"
     settings = system.image_tokenizer
-    need(directory, "documents")
+    tasks = _teaching_tasks(system, directory)
 
     def work() -> Mapping[str, Any]:
         held_out = Pictures(directory, "validation")
@@ -72,7 +79,7 @@ def train_image_tokenizer(
         return image_tokenizer.train(
             settings.training,
             settings.model,
-            images=Pictures(directory, "train"),
+            images=Pictures(directory, "train", tasks),
             validation=np.stack([held_out[i] for i in range(count)]),
             directory=folder,
             mesh=make_mesh(system.mesh),
@@ -92,15 +99,18 @@ def tokenize_data(system: System, directory: Path, overwrite: bool = False) -> R
 
     def work() -> Results:
         made = {}
+        encoders = Encoders(
+            load_text_tokenizer(directory),
+            load_image_tokenizer(directory),
+            system.layout,
+        )
         for split in system.data.limits:
             made[split] = records.build(
                 sources.read_documents(directory / "documents", split),
                 folder,
                 split,
-                _SHARDS,
-                text_tokenizer=load_text_tokenizer(directory),
-                image_tokenizer=load_image_tokenizer(directory),
-                layout=system.layout,
+                SHARDS,
+                encoders=encoders,
                 regions_per_image=system.image_tokenizer.regions_per_image,
                 seed=system.seed,
             )
@@ -109,20 +119,41 @@ def tokenize_data(system: System, directory: Path, overwrite: bool = False) -> R
     return run_stage(system, folder, work, overwrite)
 
 
-class Pictures(Sequence):
-    """The first picture of every document of a split, uint8 [Y, X, 3]."""
+def task_folders(directory: Path, tasks: Iterable[str]) -> list[Path]:
+    """The folders of the tasks' examples."""
+    return [directory / "tasks" / "documents" / name for name in tasks]
 
-    def __init__(self, directory: Path, split: str):
-        self._documents = sources.read_documents(directory / "documents", split)
+
+def _teaching_tasks(system: System, directory: Path) -> tuple[str, ...]:
+    """The tasks that both tokenizers learn from, once all is there to learn from."""
+    tasks = system.sft.tokenizers if system.sft else ()
+    need(directory, "documents", *(["tasks"] if tasks else []))
+    return tasks
+
+
+class Pictures(Sequence):
+    """The first picture of every document of a split, then all those of the examples
+    of some tasks; uint8 [Y, X, 3]."""
+
+    def __init__(self, directory: Path, split: str, tasks: Iterable[str] = ()):
+        folders = [directory / "documents", *task_folders(directory, tasks)]
+        self._parts = [sources.read_documents(folder, split) for folder in folders]
+        # All examples of a task have the same number of pictures.
+        self._each = [1, *(len(part[0].pictures) for part in self._parts[1:])]
+        sizes = map(len, self._parts)
+        totals = [n * each for n, each in zip(sizes, self._each, strict=True)]
+        self._starts = np.cumsum([0, *totals])
 
     def __len__(self) -> int:
-        return len(self._documents)
+        return int(self._starts[-1])
 
     def __getitem__(self, index):
-        document = self._documents[index]
-        if not document.pictures:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number, which = divmod(index - int(self._starts[part]), self._each[part])
+        document = self._parts[part][number]
+        if len(document.pictures) <= which:
             raise ValueError(f"document {document.id!r} has no picture to learn from")
-        return document.pictures[0]
+        return document.pictures[which]
 
 
 def run_stage(

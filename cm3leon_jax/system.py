@@ -9,22 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from cm3leon_jax import config as configs
 from cm3leon_jax import vocab
-from cm3leon_jax.data.infill import InfillConfig
-from cm3leon_jax.data.packing import PackingConfig
 from cm3leon_jax.data.sources import SOURCES
+from cm3leon_jax.data.task_sources import ExampleConfig
 from cm3leon_jax.models import efficientnet
 from cm3leon_jax.models.decoder import DecoderConfig
 from cm3leon_jax.models.vqgan import VQGANConfig
 from cm3leon_jax.parallel.mesh import MeshConfig
 from cm3leon_jax.parallel.rules import Rules
 from cm3leon_jax.retrieval_config import RetrievalConfig
+from cm3leon_jax.run_config import PretrainConfig, RunConfig
 from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.sft_config import SFTConfig
 from cm3leon_jax.training.image_step import ImageTokenizerTrainConfig
-from cm3leon_jax.training.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,53 +99,6 @@ class ImageTokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """The CM3 run: objective, packing, batch (rows), optimizer, and what is logged.
-
-    `seed` None is the system's; another one repeats the run on the same tokens.
-    `BOOKKEEPING` says how a run is computed and watched, not what it computes: these
-    may change when it is resumed.
-    """
-
-    BOOKKEEPING: ClassVar[tuple[str, ...]] = (
-        *("microbatches", "loss_blocks", "log_every", "checkpoint_every"),
-        *("validate_every", "validation_batches", "keep", "workers"),
-    )
-
-    infill: InfillConfig
-    packing: PackingConfig
-    batch_size: int
-    optimizer: OptimizerConfig
-    seed: int | None = None
-    microbatches: int = 1
-    loss_blocks: int = 1
-    z_loss: float = 0.0
-    log_every: int = 10
-    checkpoint_every: int = 1000
-    validate_every: int = 1000
-    validation_batches: int = 4
-    keep: int = 2
-    workers: int = 0
-
-    def __post_init__(self):
-        for key in ("batch_size", *self.BOOKKEEPING):
-            value, least = getattr(self, key), 0 if key == "workers" else 1
-            if value < least:
-                raise ValueError(f"pretrain.{key}={value} must be at least {least}")
-        if self.z_loss < 0:
-            raise ValueError(f"pretrain.z_loss={self.z_loss} must not be negative")
-        for key, whole, of in (
-            ("microbatches", self.batch_size, "batch_size"),
-            ("loss_blocks", self.packing.row_length, "packing.row_length"),
-        ):
-            if whole % getattr(self, key):
-                raise ValueError(
-                    f"pretrain.{key}={getattr(self, key)} does not divide "
-                    f"pretrain.{of}={whole}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """The sampler that each task uses unless a caller gives another.
 
@@ -178,7 +131,7 @@ class System:
     `protocol` is the file in `configs/eval/` that this system is measured by.
     `decoder` holds the settings of `DecoderConfig` but for the vocabulary, which
     follows from `vocabulary` and the image tokenizer's codebook. Without `retrieval`
-    there is no memory bank.
+    there is no memory bank, without `sft` no tuning on tasks.
     """
 
     name: str
@@ -191,11 +144,13 @@ class System:
     sampling: SamplingConfig
     protocol: str
     retrieval: RetrievalConfig | None = None
+    sft: SFTConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):
-        for name, value in (("seed", self.seed), ("pretrain.seed", self.pretrain_seed)):
+        seeds = {f"{run.SECTION}.seed": self.seed_of(run) for run in self.runs}
+        for name, value in ({"seed": self.seed} | seeds).items():
             if not 0 <= value < 2**31:
                 raise ValueError(f"{name}={value} must be in [0, 2^31)")
         picture = getattr(self.source, "image_size", None)
@@ -205,12 +160,13 @@ class System:
                 f"data.settings.image_size={picture} and image_tokenizer.model."
                 f"image_size={model.image_size} must be the same"
             )
+        for run in self.runs:
+            if run.packing.row_length > self.decoder_config.length:
+                raise ValueError(
+                    f"{run.SECTION}.packing.row_length={run.packing.row_length} "
+                    f"exceeds decoder.length={self.decoder_config.length}"
+                )
         length = self.pretrain.packing.row_length
-        if length > self.decoder_config.length:
-            raise ValueError(
-                f"pretrain.packing.row_length={length} exceeds decoder.length="
-                f"{self.decoder_config.length}"
-            )
         if model.grid**2 + 4 > length:
             raise ValueError(
                 f"pretrain.packing.row_length={length} cannot hold a picture of "
@@ -221,8 +177,10 @@ class System:
                 f"vocabulary.sentinels={self.vocabulary.sentinels}: a region of "
                 f"{model.grid} rows and a text need at least {model.grid + 1}"
             )
-
         self._check_encoder(model.image_size)
+        if self.sft is not None:
+            sizes = self.vocabulary, model.grid
+            self.sft.check(self.data.source, self.source, *sizes)
 
     def _check_encoder(self, side: int) -> None:
         wanted = self.retrieval.encoder.model if self.retrieval else None
@@ -281,9 +239,28 @@ class System:
         return configs.make(DecoderConfig, settings, "decoder")
 
     @property
+    def runs(self) -> tuple[RunConfig, ...]:
+        """The sections that train the decoder, in order."""
+        return self.pretrain, *([self.sft] if self.sft else [])
+
+    def seed_of(self, run: RunConfig) -> int:
+        """That of a run's initial state, its data order and its masks."""
+        return self.seed if run.seed is None else run.seed
+
+    @property
     def pretrain_seed(self) -> int:
-        """That of the decoder's initial state, its data order and its masks."""
-        return self.seed if self.pretrain.seed is None else self.pretrain.seed
+        return self.seed_of(self.pretrain)
+
+    def examples(self, task: str) -> ExampleConfig:
+        """Where the examples of a task come from; the system has a section `sft`."""
+        assert self.sft is not None
+        return ExampleConfig(
+            world=self.data.source,
+            source=self.source,
+            task=task,
+            path=self.sft.path,
+            autoregressive=self.sft.autoregressive,
+        )
 
     @cached_property
     def checkpoint_settings(self) -> dict[str, Any]:
@@ -313,7 +290,17 @@ class System:
         data = {"data": dataclasses.asdict(self.data)}
         data["data"]["settings"] = dataclasses.asdict(self.source)
         made["documents"] = data
-        text = {"text": self.vocabulary.text}
+        taught: dict[str, Any] = {}  # what both tokenizers learn from besides
+        if self.sft is not None:
+            world = {"source": self.data.source, "settings": data["data"]["settings"]}
+            kind = {"path": self.sft.path, "autoregressive": self.sft.autoregressive}
+            counts = dataclasses.asdict(self.sft.examples)
+            made["tasks"] = kind | {"data": world, "tasks": self.sft.names}
+            made["tasks"]["examples"] = counts
+            if self.sft.tokenizers:
+                names = sorted(self.sft.tokenizers)
+                taught = {"tasks": {"names": names, "train": counts["train"], **kind}}
+        text = {"text": self.vocabulary.text} | taught
         made["text_tokenizer"] = text | seed | after("documents")
         pictures: dict[str, Any] = {
             "model": dataclasses.asdict(tokenizer.model),
@@ -321,7 +308,7 @@ class System:
         }
         if tokenizer.features != "none":
             pictures["features"] = tokenizer.features
-        made["image_tokenizer"] = pictures | seed | after("documents")
+        made["image_tokenizer"] = pictures | taught | seed | after("documents")
         made["tokens"] = {
             "vocabulary": dataclasses.asdict(self.vocabulary),
             "regions_per_image": tokenizer.regions_per_image,
@@ -348,4 +335,21 @@ class System:
             "seed": self.pretrain_seed,
             **context,
         }
+        if self.sft is not None:
+            made["task_tokens"] = {
+                **made["tokens"],
+                "classes": self.sft.classes,
+                "class_grid": self.sft.class_grid,
+                **after("tasks"),
+            }
+            tuning = configs.essential(self.sft)
+            for key in ("seed", *self.sft.DATA):
+                del tuning[key]
+            before = ["pretrain"] if self.sft.start == "pretrain" else []
+            made["sft"] = {
+                **self.checkpoint_settings,
+                "sft": tuning,
+                "seed": self.seed_of(self.sft),
+                **after("task_tokens", *before),
+            }
         return made

@@ -48,6 +48,7 @@ NAMES = flags.DEFINE_list("runs", list(RUNS), f"Some of {', '.join(RUNS)}.")
 def main() -> dict:
     from cm3leon_jax import stages
     from cm3leon_jax.evaluation import study
+    from cm3leon_jax.system import System
 
     unknown = set(NAMES.value) - set(RUNS)
     if unknown:
@@ -56,7 +57,8 @@ def main() -> dict:
     config = command.given_config(CONFIG)
     if config["retrieval"] is None:
         raise ValueError("a retrieval study needs a config with the section retrieval")
-    shared = [name for name in stages.STAGES if name != "pretrain"]
+    names = stages.stages_of(System.make(config))
+    shared = names[: names.index("pretrain")]
     overwrite = command.OVERWRITE.value
     stages.run(config, workdir / "shared", shared, overwrite)
     for name in RUNS:  # in this order, whatever --runs says

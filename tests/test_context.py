@@ -4,7 +4,14 @@ import types
 
 import numpy as np
 import pytest
-from tiny_data import GRID, LAYOUT, BlockTokenizer, ByteTokenizer, make_documents
+from tiny_data import (
+    GRID,
+    LAYOUT,
+    BlockTokenizer,
+    ByteTokenizer,
+    make_documents,
+    tokenize,
+)
 
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.codec import Codec
@@ -12,7 +19,6 @@ from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.data.infill import InfillConfig, draw, place_points
 from cm3leon_jax.data.pipeline import build_sample
 from cm3leon_jax.data.records import index_of
-from cm3leon_jax.data.tokenization import tokenize
 from cm3leon_jax.retrieval import bank_build
 from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts
@@ -96,7 +102,7 @@ def test_prompts_are_the_beginnings_of_samples_with_retrieved_documents():
 
 
 def tokenize_some(documents):
-    return list(tokenize(documents, ByteTokenizer(), BlockTokenizer(), LAYOUT, 1, 0))
+    return tokenize(documents, 1)
 
 
 def test_the_last_documents_go_whole_where_the_context_is_full():

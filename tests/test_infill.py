@@ -164,7 +164,7 @@ def records():
 def test_every_mode_is_undone_and_has_the_planned_length(records, mode):
     draws, points = _draw(MODES[mode], records)
     for k, record in enumerate(records):
-        tokens, moved, _ = build_sample(record, draws, k, points[k], LAYOUT)
+        tokens, moved, *_ = build_sample(record, draws, k, points[k], LAYOUT)
         assert len(tokens) == len(moved) == draws.length[k]
         assert len(tokens) == len(record.tokens) + 2 + 3 * draws.spans[k]
         expected = record.tokens.copy()
@@ -205,7 +205,7 @@ def test_whole_segments_hide_a_text_or_a_picture(records):
 def test_regions_show_nothing_of_what_they_hide(records, mode):
     draws, points = _draw(MODES[mode], records)
     for k, record in enumerate(records[:50]):
-        tokens, moved, _ = build_sample(record, draws, k, points[k], LAYOUT)
+        tokens, moved, *_ = build_sample(record, draws, k, points[k], LAYOUT)
         region = record.regions[draws.region[k]]
         visible = tokens[~moved]
         codes = visible[LAYOUT.modality(visible) == 2] - IMAGE

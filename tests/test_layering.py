@@ -19,10 +19,10 @@ LAYERS = (
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
-    ("retrieval_config", "system", "inputs", "codec", "encoders", "context")
-    + ("writer", "pretrained", "instructed", "api"),
+    ("run_config", "sft_config", "retrieval_config", "system", "inputs", "codec")
+    + ("encoders", "context", "writer", "pretrained", "instructed", "api"),
     ("evaluation",),
-    ("preparation", "memory", "stages"),
+    ("preparation", "memory", "decoder_run", "sft", "stages"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -20,6 +20,7 @@ from cm3leon_jax import vocab
 from cm3leon_jax.data import records
 from cm3leon_jax.data.documents import Document, Image, Mask, Text
 from cm3leon_jax.data.shards import ShardWriter
+from cm3leon_jax.data.tokenization import Encoders
 from cm3leon_jax.tokenizers import regions
 
 DOCUMENTS = make_documents(23)
@@ -137,9 +138,11 @@ def test_building_goes_on_where_it_was_interrupted(tmp_path):
 
     def build(image_tokenizer):
         return records.build(
-            DOCUMENTS, tmp_path, "train", 4, text_tokenizer=ByteTokenizer(),
-            image_tokenizer=image_tokenizer, layout=LAYOUT, regions_per_image=2, seed=0,
-        )  # fmt: skip
+            *(DOCUMENTS, tmp_path, "train", 4),
+            encoders=Encoders(ByteTokenizer(), image_tokenizer, LAYOUT),
+            regions_per_image=2,
+            seed=0,
+        )
 
     with pytest.raises(OSError, match="space"):
         build(FailsAt(2))
@@ -201,19 +204,13 @@ def test_foreign_records_and_damaged_files_are_named(tmp_path):
 def test_tokenizers_and_pictures_must_fit(tmp_path):
     small = vocab.build(text=255, image=64, classes=4, sentinels=12)
     with pytest.raises(ValueError, match="text tokenizer has 256"):
-        list(
-            records.tokenize(DOCUMENTS, ByteTokenizer(), BlockTokenizer(), small, 1, 0)
-        )
+        tokenize(DOCUMENTS, layout=small)
     small = vocab.build(text=256, image=63, classes=4, sentinels=12)
     with pytest.raises(ValueError, match="image tokenizer has 64"):
-        list(
-            records.tokenize(DOCUMENTS, ByteTokenizer(), BlockTokenizer(), small, 1, 0)
-        )
+        tokenize(DOCUMENTS, layout=small)
     large = vocab.build(text=257, image=64, classes=4, sentinels=12)
     with pytest.raises(ValueError, match="text tokenizer has 256 .* holds 257"):
-        list(
-            records.tokenize(DOCUMENTS, ByteTokenizer(), BlockTokenizer(), large, 1, 0)
-        )
+        tokenize(DOCUMENTS, layout=large)
     wide = Document((Text("x"), Image(np.zeros((8, 9, 3), np.uint8))), id="wide one")
     with pytest.raises(ValueError, match="wide one.*9x8"):
         tokenize([wide])
@@ -222,4 +219,4 @@ def test_tokenizers_and_pictures_must_fit(tmp_path):
         tokenize([coded])
     few = vocab.build(text=256, image=64, classes=4, sentinels=1)
     with pytest.raises(ValueError, match="vocab.sentinels"):
-        list(records.tokenize(DOCUMENTS, ByteTokenizer(), BlockTokenizer(), few, 1, 0))
+        tokenize(DOCUMENTS, layout=few)

@@ -5,6 +5,7 @@ import numpy as np
 from cm3leon_jax import vocab
 from cm3leon_jax.data import records
 from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.data.tokenization import Encoders
 
 LAYOUT = vocab.build(text=256, image=64, classes=4, sentinels=12)
 GRID = (4, 4)
@@ -44,28 +45,17 @@ def make_documents(count, seed=0, longest=12):
     ]
 
 
-def tokenize(documents, regions_per_image=2, seed=0):
-    return list(
-        records.tokenize(
-            documents,
-            ByteTokenizer(),
-            BlockTokenizer(),
-            LAYOUT,
-            regions_per_image,
-            seed,
-        )
-    )
+def tokenize(documents, regions_per_image=2, seed=0, *, layout=LAYOUT, **more):
+    encoders = Encoders(ByteTokenizer(), BlockTokenizer(), layout, **more)
+    return list(records.tokenize(documents, encoders, regions_per_image, seed))
 
 
-def build_cache(directory, documents, *, shards=2, regions_per_image=2, split="train"):
+def build_cache(
+    directory, documents, *, shards=2, regions_per_image=2, split="train", **more
+):
     records.build(
-        documents,
-        directory,
-        split,
-        shards,
-        text_tokenizer=ByteTokenizer(),
-        image_tokenizer=BlockTokenizer(),
-        layout=LAYOUT,
+        *(documents, directory, split, shards),
+        encoders=Encoders(ByteTokenizer(), BlockTokenizer(), LAYOUT, **more),
         regions_per_image=regions_per_image,
         seed=0,
     )

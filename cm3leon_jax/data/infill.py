@@ -24,9 +24,10 @@ from cm3leon_jax.data.hashing import uniform
 from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.vocab import Layout
 
-SPANS, SEGMENT, REGION = range(3)  # the modes
+SPANS, SEGMENT, REGION, ANSWER = range(4)  # the modes
 OVERHEAD = 3  # tokens per span
-_MODE, _COUNT, _REGION, _TEXT, _PLACE = range(5)  # purposes of random numbers
+# Purposes of random numbers.
+_MODE, _COUNT, _REGION, _TEXT, _PLACE, _ANSWER = range(6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,24 @@ class InfillConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """How samples of tasks are masked: before, and instead of, `InfillConfig`.
+
+    probability: of exactly the answer being moved; a task whose output comes last has
+    nothing to move, its sample stays causal. regions: numbers of the tasks of which a
+    region is always what is moved.
+    """
+
+    probability: float
+    regions: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Draws:
     """What happens to each of some samples: arrays of one length."""
 
-    mode: np.ndarray  # SPANS, SEGMENT or REGION
+    mode: np.ndarray  # SPANS, SEGMENT, REGION or ANSWER
     spans: np.ndarray  # how many spans are moved
     region: np.ndarray  # which of the record's regions
     with_text: np.ndarray  # bool: the region's text is moved too
@@ -74,16 +88,19 @@ def draw(
     index: np.ndarray,
     records: np.ndarray,
     *,
-    epoch: int,
+    epoch: int | np.ndarray,
     seed: int,
     sentinels: int,
     capacity: int | None,
+    answers: AnswerConfig | None = None,
 ) -> Draws:
     """Modes, numbers of spans and lengths of the samples of `records` in an epoch.
 
     `index` holds the rows of `records.TokenRecords.index` for these records. `capacity`
     is the longest sample that a row holds (None: no limit). A mode that does not fit
-    or does not apply falls back to random spans, as many of them as fit.
+    or does not apply falls back to random spans, as many of them as fit. `answers`
+    (None: records have no tasks) goes before all of that. `epoch` may be one for each
+    sample: whatever makes a record's repetitions differ.
     """
     length = index["length"].astype(np.int64) + 2  # <eos> at both ends
     room = np.full(len(records), sentinels, np.int64)
@@ -102,15 +119,24 @@ def draw(
     region, with_text, region_spans = _draw_region_mode(
         config, index, random(_REGION), random(_TEXT), room
     )
-    in_region = (mode_draw < config.region) & (region_spans > 0)
+    in_answer, always = np.zeros((2, len(records)), bool)
+    if answers is not None:
+        always = np.isin(index["task"], answers.regions)
+        in_answer = (random(_ANSWER) < answers.probability) & (index["task"] > 0)
+        in_answer &= ~always & (index["answers"] <= room)
+    in_region = (always | (mode_draw < config.region)) & ~in_answer & (region_spans > 0)
     in_segment = (
-        (mode_draw >= config.region)
+        ~in_answer
+        & (mode_draw >= config.region)
         & (mode_draw < config.region + config.segment)
         & (index["segments"] >= 2)  # else there would be nothing left to see
         & (room >= 1)
     )
     mode = np.where(in_region, REGION, np.where(in_segment, SEGMENT, SPANS))
     spans = np.where(in_region, region_spans, np.where(in_segment, 1, spans))
+    if answers is not None:
+        mode = np.where(in_answer, ANSWER, mode)
+        spans = np.where(in_answer, index["answers"], spans)
     total = length + OVERHEAD * spans
     if capacity is not None:
         total = np.where(length > capacity, 0, total)
@@ -142,11 +168,14 @@ def _poisson_cdf(mean: float, largest: int) -> np.ndarray:
     return np.cumsum(terms) if terms else np.zeros(0)
 
 
-def place_points(draws: Draws, records: np.ndarray, *, epoch: int, seed: int):
+def place_points(
+    draws: Draws, records: np.ndarray, *, epoch: int | np.ndarray, seed: int
+) -> np.ndarray:
     """Uniform numbers for `place_spans` and `pick_segment`: float64 [samples, points],
     at least two per random span."""
     spans = np.where(draws.mode == REGION, 1, draws.spans)
     points = np.arange(2 * spans.max(initial=1))
+    epoch = np.asarray(epoch)[..., None]
     return uniform(seed, epoch, _PLACE, records[:, None], points)
 
 

@@ -16,10 +16,11 @@ from absl import flags
 
 from cm3leon_jax.data import infill as cm3
 from cm3leon_jax.data.hashing import permute
-from cm3leon_jax.data.infill import InfillConfig
+from cm3leon_jax.data.infill import AnswerConfig, InfillConfig
 from cm3leon_jax.data.mixing import Mixture, Neighbours, Plain, join
-from cm3leon_jax.data.packing import PackingConfig, Plan
+from cm3leon_jax.data.packing import PackingConfig, Plan, Slice
 from cm3leon_jax.data.records import TokenRecords, text_before
+from cm3leon_jax.data.task_mixture import TaskMixture
 from cm3leon_jax.data.tokenization import Record
 from cm3leon_jax.vocab import Layout
 
@@ -33,8 +34,9 @@ class Rows:
 
     `skipped` counts the records that are too long for a row even without any span.
     `neighbours` puts retrieved documents into the samples (None: there are none).
-    Raises ValueError where the records were made with another vocabulary, or the
-    neighbours with other records.
+    Records of tasks also need `answers`, how they are masked, and `mixture`, how often
+    each comes. Raises ValueError where the records were made with another vocabulary,
+    or the neighbours or the mixture with other records.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Rows:
         packing: PackingConfig,
         seed: int,
         neighbours: Neighbours | None = None,
+        answers: AnswerConfig | None = None,
+        mixture: TaskMixture | None = None,
     ):
         if records.layout != layout:
             raise ValueError(
@@ -53,20 +57,35 @@ class Rows:
             )
         self.records, self.layout, self.seed = records, layout, seed
         self.infill, self.packing, self.neighbours = infill, packing, neighbours
+        self.answers, self.mixture = answers, mixture
         if neighbours is not None:
             neighbours.check(records)
+        if not bool(records.tasks) == (answers is not None) == (mixture is not None):
+            raise ValueError(
+                f"{records.directory}: records of tasks, and no others, are rows with "
+                "answers and a mixture"
+            )
+        if mixture is not None and (neighbours or mixture.total != len(records)):
+            raise ValueError(
+                f"{records.directory} has {len(records)} records, the mixture of tasks "
+                f"is of {mixture.total}, without neighbours"
+            )
         self.skipped = 0
         if packing.capacity is not None:
             too_long = records.index["length"] + 2 > packing.capacity
             self.skipped = int(np.count_nonzero(too_long))
-        self._plan = Plan(self._lengths, len(records), packing)
+        self._plan = self._make_plan()
+
+    def _make_plan(self) -> Plan:
+        samples = self.mixture.size if self.mixture else len(self.records)
+        return Plan(self._lengths, samples, self.packing)
 
     def __getstate__(self):
         return {key: value for key, value in vars(self).items() if key != "_plan"}
 
     def __setstate__(self, state):
         vars(self).update(state)
-        self._plan = Plan(self._lengths, len(self.records), self.packing)
+        self._plan = self._make_plan()
 
     def count(self, epoch: int) -> int:
         """How many rows an epoch has."""
@@ -79,7 +98,8 @@ class Rows:
         padding. positions: of a token in its sample (first_fit) or row (concatenate).
         moved: the token is in a moved span, or is its sentinel or `<eoss>`. With
         neighbours also retrieved, bool: the token is a retrieved document's, or its
-        `<break>`, or in a span moved out of one.
+        `<break>`, or in a span moved out of one. With tasks also task, int32: the
+        number of the sample's task, 0 for padding.
         """
         return {key: value[0] for key, value in self.rows([number]).items()}
 
@@ -97,9 +117,11 @@ class Rows:
         }
         if self.neighbours is not None:
             batch["retrieved"] = np.zeros(shape, bool)
+        if self.answers is not None:
+            batch["task"] = np.zeros(shape, np.int32)
         filled, segment = [0] * len(numbers), [0] * len(numbers)
         count = np.arange(size, dtype=np.int32)
-        for (slot, epoch, part), _ in parts:
+        for (slot, epoch, part), *_ in parts:
             sample = samples[epoch, part.position]
             low, high = filled[slot], filled[slot] + part.stop - part.start
             segment[slot] += 1
@@ -117,7 +139,7 @@ class Rows:
         sample retrieves."""
         parts = self._parts([number])
         ids = []
-        for (_, epoch, _), record in parts:
+        for (_, epoch, _), record, _ in parts:
             ids.append(self.records[record].id)
             if self.neighbours is not None:
                 numbers = np.array([record])
@@ -140,33 +162,41 @@ class Rows:
             totals["dropped"] += int(mixture.dropped.sum())
         return totals
 
-    def _parts(self, numbers: Sequence[int] | np.ndarray) -> list[tuple[tuple, int]]:
-        """((slot, epoch, slice of a sample), record) of all rows, in order."""
+    def _parts(
+        self, numbers: Sequence[int] | np.ndarray
+    ) -> list[tuple[tuple[int, int, Slice], int, int]]:
+        """((slot, epoch, slice of a sample), record, its pass) of all rows."""
         parts = []
         for slot, number in enumerate(numbers):
             epoch, row = self._plan.locate(int(number))
             parts += [(slot, epoch, part) for part in self._plan.slices(epoch, row)]
-        records = np.zeros(len(parts), np.int64)
+        records, passes = np.zeros((2, len(parts)), np.int64)
         epochs = np.array([epoch for _, epoch, _ in parts])
         positions = np.array([part.position for _, _, part in parts])
         for epoch in np.unique(epochs):
             mine = epochs == epoch
-            records[mine] = self._order(int(epoch), positions[mine])
-        return list(zip(parts, records.tolist(), strict=True))
+            records[mine], passes[mine] = self._order(int(epoch), positions[mine])
+        return list(zip(parts, records.tolist(), passes.tolist(), strict=True))
 
-    def _order(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Positions in the shuffled epoch -> records."""
-        return permute(positions, len(self.records), self.seed, epoch, _ORDER)
+    def _order(
+        self, epoch: int, positions: np.ndarray
+    ) -> tuple[np.ndarray, int | np.ndarray]:
+        """Positions in the shuffled epoch -> records, and the pass over them that each
+        belongs to: the epoch, unless a mixture of tasks repeats records within one."""
+        if self.mixture is not None:
+            return self.mixture.locate(epoch, positions)
+        return permute(positions, len(self.records), self.seed, epoch, _ORDER), epoch
 
-    def _draw(self, epoch: int, records: np.ndarray) -> cm3.Draws:
+    def _draw(self, passes: int | np.ndarray, records: np.ndarray) -> cm3.Draws:
         return cm3.draw(
             self.infill,
             self.records.index[records],
             records,
-            epoch=epoch,
+            epoch=passes,
             seed=self.seed,
             sentinels=len(self.layout.sentinels),
             capacity=self.packing.capacity,
+            answers=self.answers,
         )
 
     def _mix(self, epoch: int, records: np.ndarray, draws: cm3.Draws) -> Mixture:
@@ -181,22 +211,22 @@ class Rows:
         )
 
     def _lengths(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        records = self._order(epoch, positions)
-        draws = self._draw(epoch, records)
+        records, passes = self._order(epoch, positions)
+        draws = self._draw(passes, records)
         if self.neighbours is None:
             return draws.length
         return draws.length + self._mix(epoch, records, draws).length
 
     def _samples(self, parts) -> dict[tuple[int, int], Sample]:
         """The sample of each (epoch, position) that is used."""
-        wanted: dict[int, dict[int, int]] = {}
-        for (_, epoch, part), record in parts:
-            wanted.setdefault(epoch, {})[part.position] = record
+        wanted: dict[int, dict[int, tuple[int, int]]] = {}
+        for (_, epoch, part), *record in parts:
+            wanted.setdefault(epoch, {})[part.position] = tuple(record)
         samples = {}
         for epoch, by_position in wanted.items():
-            numbers = np.array(list(by_position.values()), np.int64)
-            draws = self._draw(epoch, numbers)
-            points = cm3.place_points(draws, numbers, epoch=epoch, seed=self.seed)
+            numbers, passes = np.array(list(by_position.values()), np.int64).T
+            draws = self._draw(passes, numbers)
+            points = cm3.place_points(draws, numbers, epoch=passes, seed=self.seed)
             records = self.records.read(numbers)
             found, rows = {}, None
             if self.neighbours is not None:
@@ -212,11 +242,12 @@ class Rows:
 
 
 class Sample(NamedTuple):
-    """tokens int32, moved and retrieved bool, each [length]; see `Rows.row`."""
+    """tokens, task int32, moved, retrieved bool, all [length]; see `Rows.row`."""
 
     tokens: np.ndarray
     moved: np.ndarray
     retrieved: np.ndarray
+    task: np.ndarray
 
 
 def build_sample(
@@ -230,16 +261,20 @@ def build_sample(
     """Sample of a record under draw number `k`, after its retrieved `documents`.
 
     Random spans lie anywhere in it; a whole segment or a region is one of the record's
-    own, as at inference. With a region hidden, visible codes are those of the blanked
-    picture (an encoder that looks around has seen no hidden pixel), moved ones those of
-    the full picture.
+    own, as at inference, and of a task's segments not the last one, which is written at
+    the end anyway, unless the answer stands elsewhere. With a region hidden, visible
+    codes are those of the blanked picture (an encoder that looks around has seen no
+    hidden pixel), moved ones those of the full picture.
     """
     plain = join(documents, record, layout)
     tokens, query, order = plain.tokens, plain.query, None
     if draws.mode[k] == cm3.REGION:
         spans, order = _hide_region(plain, record, draws, k, layout)
     elif draws.mode[k] == cm3.SEGMENT:
-        spans = [cm3.pick_segment(record.bounds + query, points[0])]
+        given = slice(-1 if record.task and not len(record.answers) else None)
+        spans = [cm3.pick_segment(record.bounds[given] + query, points[0])]
+    elif draws.mode[k] == cm3.ANSWER:
+        spans = [(start, stop) for start, stop in (record.answers + query).tolist()]
     else:
         spans = cm3.place_spans(int(draws.spans[k]), plain.bounds, points)
     sample = cm3.infill(tokens, spans, layout, order) if spans else tokens
@@ -257,7 +292,7 @@ def build_sample(
         kept = len(tokens) + len(spans) - sum(stop - start for start, stop in spans)
         moved[kept - 1 : -1] = True
         retrieved[kept - 1 : kept - 1 + sum(before) + 2 * len(before)] = True
-    return Sample(sample, moved, retrieved)
+    return Sample(sample, moved, retrieved, np.full(len(sample), record.task, np.int32))
 
 
 def _hide_region(plain: Plain, record: Record, draws: cm3.Draws, k: int, layout):

@@ -20,6 +20,7 @@ from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shards import ShardReader, ShardWriter, shard_path
 from cm3leon_jax.data.tokenization import (
     SCHEMA,
+    Encoders,
     Record,
     from_bytes,
     to_bytes,
@@ -31,22 +32,22 @@ from cm3leon_jax.vocab import TEXT, Layout
 _RECORDS_AT_ONCE = 4096  # indexed together
 
 
-def index_dtype(regions_in_a_record: int) -> np.dtype:
+def index_dtype(regions_in_a_record: int, tasks: bool = False) -> np.dtype:
     """One row of the index: what a packing plan must know of a record.
 
     length: tokens. maskable: tokens that are not `<break>`. segments: how many are not
     empty. runs: spans of each region (0: there is none). text: that region's picture
-    has a text before it.
+    has a text before it. Where records are of tasks also task, its number, and answers:
+    how many spans the task moves.
     """
-    return np.dtype(
-        [
-            ("length", "<i4"),
-            ("maskable", "<i4"),
-            ("segments", "<u2"),
-            ("runs", "<u2", (regions_in_a_record,)),
-            ("text", "?", (regions_in_a_record,)),
-        ]
-    )
+    fields = [
+        ("length", "<i4"),
+        ("maskable", "<i4"),
+        ("segments", "<u2"),
+        ("runs", "<u2", (regions_in_a_record,)),
+        ("text", "?", (regions_in_a_record,)),
+    ]
+    return np.dtype(fields + ([("task", "<u2"), ("answers", "<u2")] if tasks else []))
 
 
 def text_before(record: Record, segment: int, layout: Layout) -> np.ndarray | None:
@@ -59,10 +60,12 @@ def text_before(record: Record, segment: int, layout: Layout) -> np.ndarray | No
     return record.bounds[segment - 1]
 
 
-def index_of(records: Sequence[Record], layout: Layout) -> np.ndarray:
+def index_of(
+    records: Sequence[Record], layout: Layout, tasks: bool = False
+) -> np.ndarray:
     """The index rows of some records."""
     most = max((len(record.regions) for record in records), default=0)
-    index = np.zeros(len(records), index_dtype(most))
+    index = np.zeros(len(records), index_dtype(most, tasks))
     for row, record in zip(index, records, strict=True):
         row["length"] = len(record.tokens)
         row["maskable"] = len(record.tokens) - (len(record.bounds) - 1)
@@ -70,6 +73,8 @@ def index_of(records: Sequence[Record], layout: Layout) -> np.ndarray:
         for k, region in enumerate(record.regions):
             row["runs"][k] = len(regions.runs(region.cells))
             row["text"][k] = text_before(record, region.segment, layout) is not None
+        if tasks:
+            row["task"], row["answers"] = record.task, len(record.answers)
     return index
 
 
@@ -80,6 +85,7 @@ def write(
     shard: int,
     shards: int,
     layout: Layout,
+    tasks: bool = False,
 ) -> int:
     """Write one shard of a split and its part of the index; how many records."""
     path = shard_path(directory, split, shard, shards)
@@ -87,7 +93,7 @@ def write(
     with ShardWriter(path) as writer:
         while chunk := list(itertools.islice(stream, _RECORDS_AT_ONCE)):
             rows.append(slice(writer.count, writer.count + len(chunk)))
-            parts.append(index_of(chunk, layout))
+            parts.append(index_of(chunk, layout, tasks))
             for record in chunk:
                 writer.write(to_bytes(record))
     index = _merge(parts, rows)
@@ -101,9 +107,7 @@ def build(
     split: str,
     shards: int,
     *,
-    text_tokenizer: Any,
-    image_tokenizer: Any,
-    layout: Layout,
+    encoders: Encoders,
     regions_per_image: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -114,12 +118,14 @@ def build(
     again; ValueError where the folder holds tokens of another vocabulary or grid.
     """
     directory, start = Path(directory), time.monotonic()
+    layout, tasks = encoders.layout, list(encoders.tasks)
     meta = {
         "schema": SCHEMA,
         "layout": _layout_to_json(layout),
-        "grid": list(image_tokenizer.grid),
+        "grid": list(encoders.image.grid),
         "regions_per_image": regions_per_image,
         "seed": seed,
+        **({"tasks": tasks} if tasks else {}),
     }
     directory.mkdir(parents=True, exist_ok=True)
     meta_path = directory / "meta.json"
@@ -131,11 +137,9 @@ def build(
         part = shard_path(directory, split, shard, shards).with_suffix(".index.npy")
         mine = range(shard, len(documents), shards)
         if not part.is_file():
-            records = tokenize(
-                (documents[i] for i in mine),
-                text_tokenizer, image_tokenizer, layout, regions_per_image, seed,
-            )  # fmt: skip
-            write(records, directory, split, shard, shards, layout)
+            chosen = (documents[i] for i in mine)
+            records = tokenize(chosen, encoders, regions_per_image, seed)
+            write(records, directory, split, shard, shards, layout, bool(tasks))
         done = sum(len(range(k, len(documents), shards)) for k in range(shard + 1))
         rate = done / max(time.monotonic() - start, 1e-9)
         line = f"{done:,} of {len(documents):,} documents, {rate:,.0f}/s"
@@ -170,7 +174,8 @@ class TokenRecords:
     """Random access to the records of one split, and `index` over all of them.
 
     `layout` and `grid` are those that the records were made with; giving the ones that
-    are expected raises ValueError at once if they differ. Can be pickled.
+    are expected raises ValueError at once if they differ. `tasks` are the names of the
+    records' tasks 1, 2, …. Can be pickled.
     """
 
     def __init__(
@@ -198,6 +203,7 @@ class TokenRecords:
         meta = _check_meta(meta_path, expected)
         self.layout = _layout_from_json(meta["layout"])
         self.grid = tuple(meta["grid"])
+        self.tasks = tuple(meta["tasks"]) if "tasks" in meta else ()
         self.index = self._load_index()
         self._shards = ShardReader(directory, split, len(self.index))
 
@@ -268,10 +274,12 @@ def _layout_from_json(fields: dict[str, Any]) -> Layout:
 def _merge(parts: Sequence[np.ndarray], rows: Sequence[slice]) -> np.ndarray:
     """One index out of parts that may have room for fewer regions."""
     most = max((part.dtype["runs"].shape[0] for part in parts), default=0)
-    index = np.zeros(sum(map(len, parts)), index_dtype(most))
+    ours = any("task" in (part.dtype.names or ()) for part in parts)
+    tasks = ["task", "answers"] if ours else []
+    index = np.zeros(sum(map(len, parts)), index_dtype(most, bool(tasks)))
     for part, where in zip(parts, rows, strict=True):
         target, own = index[where], part.dtype["runs"].shape[0]
-        for name in ("length", "maskable", "segments"):
+        for name in ("length", "maskable", "segments", *tasks):
             target[name] = part[name]
         target["runs"][:, :own] = part["runs"]
         target["text"][:, :own] = part["text"]

@@ -57,6 +57,7 @@ def run(
     config: LoopConfig,
     step_fn: Callable[[State, dict[str, jax.Array]], tuple[State, dict]],
     init_fn: Callable[[jax.Array], State],
+    load_fn: Callable[[Any, jax.Array], State] | None = None,
     batches: Callable[[int], Iterator[HostBatch]],
     directory: str | Path,
     mesh: Mesh,
@@ -68,6 +69,9 @@ def run(
     name: str = "train",
 ) -> State:
     """Trains from the newest checkpoint in `directory`, or from `init_fn(key)`.
+
+    `load_fn(placement, key)`, if given, makes the first state in place of `init_fn`: of
+    the same form, with the shardings `placement`, its arrays read from somewhere.
 
     `batches(t)` yields this process's part of batches t, t+1, …: dicts of arrays with
     a leading batch axis. `settings` is what a checkpoint must agree with (see
@@ -109,6 +113,8 @@ def run(
         ):
             if restored is not None:
                 state = restored[0]
+            elif load_fn is not None:
+                state = load_fn(placement, key)
             else:  # made where it stays: no device ever holds all of it
                 state = jax.jit(init_fn, out_shardings=placement)(key)
             leaves = jax.tree.leaves(state)

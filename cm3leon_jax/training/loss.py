@@ -6,7 +6,7 @@ microbatches, devices or evaluation batches give exactly the mean over all token
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ GROUPS = ("text", "image", "context", "moved")
 # With retrieved documents also: what they stand before, they themselves, and the codes
 # of the query's pictures, which they are there to make easier.
 RETRIEVAL_GROUPS = ("query", "retrieved", "query_image")
+TASK_GROUP = "task/"  # and the task's name
 
 
 def token_nll(
@@ -76,6 +77,8 @@ def next_token_loss(
     layout: Layout,
     retrieved_BL: jax.Array | None = None,
     retrieved_weight: float = 1.0,
+    task_BL: jax.Array | None = None,
+    tasks: Sequence[str] = (),
     blocks: int = 1,
 ) -> Sums:
     """Weighted sums over all targets: `nll`, `z` (log² Z), `count`, and by group.
@@ -84,7 +87,8 @@ def next_token_loss(
     `retrieved_BL` bool. The first three are those of the objective, in which a token of
     a retrieved document counts `retrieved_weight` times. `nll/text`, `count/text`, …
     break the loss down by `GROUPS`: special tokens and classes are in neither modality,
-    and every token is in one role; there every token counts once. All float32 scalars.
+    and every token is in one role; there every token counts once. `task_BL` numbers the
+    targets' `tasks`, 1, 2, …, for the groups `task/NAME`. All float32 scalars.
     """
     nll_BL, log_z_BL = blockwise_nll(head, hidden_BLD, targets_BL, blocks)
     modality_BL = layout.modality(targets_BL)
@@ -103,6 +107,12 @@ def next_token_loss(
     for name, member_BL in zip(groups, members, strict=True):
         sums[f"nll/{name}"] = jnp.sum(nll_BL * weights_BL * member_BL)
         sums[f"count/{name}"] = jnp.sum(weights_BL * member_BL)
+    if task_BL is not None:
+        member_BLT = task_BL[..., None] == jnp.arange(1, 1 + len(tasks))
+        for kind, values_BL in (("nll", nll_BL * weights_BL), ("count", weights_BL)):
+            sums_T = jnp.sum(values_BL[..., None] * member_BLT, axis=(0, 1))
+            for name, total in zip(tasks, sums_T, strict=True):
+                sums[f"{kind}/{TASK_GROUP}{name}"] = total
     return sums
 
 
@@ -114,7 +124,8 @@ def discounted(
 
 
 def means(sums: Sums) -> dict[str, jax.Array]:
-    """Sums -> `loss` and `perplexity`, overall and as `loss/text`, `loss/image`, ….
+    """Sums -> `loss` and `perplexity`, overall and as `loss/text`, `loss/image`, …; of
+    tasks the loss only.
 
     A group without tokens is NaN, which the metric writer leaves out.
     """
@@ -124,5 +135,6 @@ def means(sums: Sums) -> dict[str, jax.Array]:
         count = sums[f"count{name}"]
         mean = sums[f"nll{name}"] / jnp.where(count > 0, count, jnp.nan)
         metrics[f"loss{name}"] = mean
-        metrics[f"perplexity{name}"] = jnp.exp(mean)
+        if not name.startswith(f"/{TASK_GROUP}"):
+            metrics[f"perplexity{name}"] = jnp.exp(mean)
     return metrics

@@ -37,6 +37,7 @@ class StepConfig:
     packing) rather than a cut stream. `microbatches`: parts into which the batch is
     cut to save memory. `loss_blocks`: parts into which the length is cut for logits.
     `retrieved_weight`: of the loss of a token that came with a retrieved document.
+    `tasks`: names of the tasks 1, 2, … of rows that have any, for the metrics.
     """
 
     segmented: bool
@@ -44,6 +45,7 @@ class StepConfig:
     loss_blocks: int = 1
     z_loss: float = 0.0
     retrieved_weight: float = 1.0
+    tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.microbatches < 1 or self.loss_blocks < 1:
@@ -92,7 +94,8 @@ def loss_sums(
     """Forward pass: sums of NLL (nats), of log² Z, and of tokens, in all and by group.
 
     `batch` holds `tokens`, `segments`, `positions` (int32) and `moved` (bool), each
-    [B, L+1], and `retrieved` (bool) where rows have retrieved documents.
+    [B, L+1], `retrieved` (bool) where rows have retrieved documents, and `task` (int32)
+    where they have tasks.
     """
     retrieved_BL = batch["retrieved"][:, 1:] if "retrieved" in batch else None
     hidden_BLD = model.hidden(
@@ -112,6 +115,8 @@ def loss_sums(
             layout=layout,
             retrieved_BL=retrieved_BL,
             retrieved_weight=config.retrieved_weight,
+            task_BL=batch["task"][:, 1:] if "task" in batch else None,
+            tasks=config.tasks,
             blocks=config.loss_blocks,
         )
 
@@ -181,7 +186,8 @@ def train_step(
     the decay of its running average.
     Metrics are float32 scalars: `loss` (nats per token) and `perplexity`, each also
     by modality and role (`loss/image`, `loss/moved`, …), `grad_norm` before clipping,
-    and `tokens`, the number of targets.
+    and `tokens`, the number of targets. With tasks also `loss/task/NAME` and
+    `tokens/task/NAME`.
     """
 
     def sums_fn(trained: Any, part: Batch) -> Sums:
@@ -199,6 +205,7 @@ def train_step(
         **means(sums),
         "grad_norm": optax.tree.norm(grads),
         "tokens": sums["count/context"] + sums["count/moved"],
+        **{f"tokens/task/{name}": sums[f"count/task/{name}"] for name in config.tasks},
     }
     state = state.replace(step=state.step + 1, model=model, opt=opt, ema=average)
     return state, metrics

@@ -31,6 +31,7 @@ from cm3leon_jax.data import records, sources
 from cm3leon_jax.data.documents import Text
 from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.pipeline import Rows, batches
+from cm3leon_jax.data.tokenization import Encoders
 from cm3leon_jax.models.attention import xla_attention
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.models.layers import identity
@@ -60,9 +61,11 @@ def make_rows(system, folder, count):
     train(texts, folder / "text", system.vocabulary.text, 0)
     records.build(
         *(documents, folder, "train", 4),
-        text_tokenizer=TextTokenizer.load(folder / "text"),
-        image_tokenizer=RandomCodes(system.image_tokenizer.model),
-        layout=system.layout,
+        encoders=Encoders(
+            TextTokenizer.load(folder / "text"),
+            RandomCodes(system.image_tokenizer.model),
+            system.layout,
+        ),
         regions_per_image=system.image_tokenizer.regions_per_image,
         seed=0,
     )

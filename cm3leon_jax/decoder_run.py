@@ -1,0 +1,164 @@
+"""The runs that train the decoder: pretraining and fine-tuning are one and the same.
+
+Both are `training/step.py` in `training/loop.py` on the rows of a token cache; they
+differ in their settings, their rows, and where the first weights come from.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+
+from cm3leon_jax.data.pipeline import Rows, batches
+from cm3leon_jax.models.attention import xla_attention
+from cm3leon_jax.models.decoder import Decoder
+from cm3leon_jax.parallel.mesh import make_mesh
+from cm3leon_jax.parallel.rules import batch_sharding, shard_fn
+from cm3leon_jax.run_config import RunConfig
+from cm3leon_jax.system import System
+from cm3leon_jax.training import loop, state, step, validation
+from cm3leon_jax.training.flops import train_flops_per_token
+from cm3leon_jax.training.metrics import Work, peak_flops
+from cm3leon_jax.training.optimizer import make_optimizer
+from cm3leon_jax.training.parts import EVERYTHING, Parts
+
+_NAMED = 20  # records that results name, where there are more
+
+
+def train_decoder(
+    system: System,
+    settings: RunConfig,
+    folder: Path,
+    rows: Rows,
+    held_out: Rows,
+    *,
+    retrieved_weight: float = 1.0,
+    load: Callable[[Mesh], Decoder] | None = None,
+    parts: Parts = EVERYTHING,
+    ema: float = 0.0,
+) -> dict[str, Any]:
+    """Trains into `folder`, or goes on there; the results of the stage.
+
+    `load` gives the first weights, sharded over a mesh (None: fresh ones). `held_out`
+    are the rows of the validation loss. `parts` are trained, of which the state keeps a
+    running average with decay `ema` (0: none).
+    """
+    mesh, seed = make_mesh(system.mesh), system.seed_of(settings)
+    tx = make_optimizer(settings.optimizer)
+    model_config = system.decoder_config
+    options: dict[str, Any] = {"parts": parts, "ema": ema}
+    sums_options: dict[str, Any] = {
+        "layout": system.layout,
+        "config": step.StepConfig(
+            segmented=settings.packing.kind == "first_fit",
+            microbatches=settings.microbatches,
+            loss_blocks=settings.loss_blocks,
+            z_loss=settings.z_loss,
+            retrieved_weight=retrieved_weight,
+            tasks=rows.records.tasks,
+        ),
+        "shard": shard_fn(mesh, system.rules),
+        "attention": xla_attention,
+    }
+
+    def begin(model: Decoder, key: jax.Array) -> state.TrainState:
+        return state.create(parts.prepared(model, key), tx, **options)
+
+    def init(key: jax.Array) -> state.TrainState:
+        return begin(Decoder(model_config, nnx.Rngs(key)), key)
+
+    def load_state(placement: Any, key: jax.Array) -> state.TrainState:
+        assert load is not None
+        begun = jax.jit(begin, out_shardings=placement, donate_argnums=0)
+        return begun(load(mesh), key)
+
+    tokens = settings.batch_size * settings.packing.row_length
+    per_token = train_flops_per_token(model_config, settings.packing.row_length)
+    peak = peak_flops(jax.devices()[0])
+    validate = validation.validator(
+        functools.partial(step.loss_sums, **sums_options),
+        _validation_batches(settings, held_out, batch_sharding(mesh, system.rules)),
+    )
+    final = loop.run(
+        config=loop.LoopConfig(
+            steps=settings.optimizer.steps,
+            log_every=settings.log_every,
+            checkpoint_every=settings.checkpoint_every,
+            keep=settings.keep,
+            seed=seed,
+        ),
+        step_fn=functools.partial(step.train_step, tx=tx, **options, **sums_options),
+        init_fn=init,
+        load_fn=None if load is None else load_state,
+        batches=lambda start: _process_batches(settings, rows, start),
+        directory=folder,
+        mesh=mesh,
+        rules=system.rules,
+        settings=system.stage_inputs[folder.name],
+        work=Work(
+            unit="tokens",
+            per_step=tokens,
+            flops_per_step=per_token * tokens,
+            peak_flops=None if peak is None else peak * mesh.size,
+        ),
+        evaluations={"validation": (settings.validate_every, validate)},
+        batch_ids=lambda batch: [
+            name for row in batch["row"] for name in rows.record_ids(int(row))
+        ],
+        name=folder.name,
+    )
+    # The loss of a group without tokens is not a number.
+    losses = {k: x for k, x in validate(final).items() if math.isfinite(x)}
+    overlong = _overlong(rows, settings)
+    return {"steps": settings.optimizer.steps, **overlong, **losses}
+
+
+def _overlong(rows: Rows, settings: RunConfig) -> dict[str, Any]:
+    """How many records were too long for a row, and which (the first of them)."""
+    names: list[str] = []
+    if rows.skipped:
+        capacity = rows.packing.capacity
+        numbers = np.flatnonzero(rows.records.index["length"] + 2 > capacity)
+        names = [record.id for record in rows.records.read(numbers[:_NAMED])]
+        logging.warning(
+            "%d of %d training records were left out, too long for %s.packing."
+            "row_length=%d: %s%s",
+            *(rows.skipped, len(rows.records), settings.SECTION),
+            rows.packing.row_length,
+            *(", ".join(names), ", …" if rows.skipped > _NAMED else ""),
+        )
+    return {"overlong": rows.skipped, "overlong_ids": names}
+
+
+def _process_batches(
+    settings: RunConfig, rows: Rows, start: int, steps: int | None = None
+) -> Iterator[dict]:
+    return batches(
+        rows,
+        batch_size=settings.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=settings.workers,
+        start_step=start,
+        steps=steps,
+    )
+
+
+def _validation_batches(settings: RunConfig, rows: Rows, sharding: Any):
+    def fresh() -> Iterator[dict[str, jax.Array]]:
+        count = settings.validation_batches
+        for batch in _process_batches(settings, rows, 0, count):
+            yield {
+                key: jax.make_array_from_process_local_data(sharding, value)
+                for key, value in batch.items()
+                if key != loop.HOST_ONLY
+            }
+
+    return fresh

@@ -1,0 +1,64 @@
+"""What every run that trains the decoder is told; the section `pretrain`."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cm3leon_jax.data.infill import InfillConfig
+from cm3leon_jax.data.packing import PackingConfig
+from cm3leon_jax.training.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A CM3 run: objective, packing, batch (rows), optimizer, and what is logged.
+
+    `seed` None is the system's; another one repeats the run on the same tokens.
+    `BOOKKEEPING` says how a run is computed and watched, not what it computes: these
+    may change when it is resumed. `SECTION` is its name in a config.
+    """
+
+    SECTION: ClassVar[str]
+    BOOKKEEPING: ClassVar[tuple[str, ...]] = (
+        *("microbatches", "loss_blocks", "log_every", "checkpoint_every"),
+        *("validate_every", "validation_batches", "keep", "workers"),
+    )
+
+    infill: InfillConfig
+    packing: PackingConfig
+    batch_size: int
+    optimizer: OptimizerConfig
+    seed: int | None = None
+    microbatches: int = 1
+    loss_blocks: int = 1
+    z_loss: float = 0.0
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    validate_every: int = 1000
+    validation_batches: int = 4
+    keep: int = 2
+    workers: int = 0
+
+    def __post_init__(self):
+        name = self.SECTION
+        for key in ("batch_size", *self.BOOKKEEPING):
+            value, least = getattr(self, key), 0 if key == "workers" else 1
+            if value < least:
+                raise ValueError(f"{name}.{key}={value} must be at least {least}")
+        if self.z_loss < 0:
+            raise ValueError(f"{name}.z_loss={self.z_loss} must not be negative")
+        for key, whole, of in (
+            ("microbatches", self.batch_size, "batch_size"),
+            ("loss_blocks", self.packing.row_length, "packing.row_length"),
+        ):
+            if whole % getattr(self, key):
+                raise ValueError(
+                    f"{name}.{key}={getattr(self, key)} does not divide "
+                    f"{name}.{of}={whole}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """The CM3 run on documents."""
+
+    SECTION: ClassVar[str] = "pretrain"
