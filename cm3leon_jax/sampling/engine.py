@@ -84,10 +84,13 @@ class Engine:
         return self._in_batches(run, len(wanted))
 
     def score(
-        self, rows: Sequence[np.ndarray], starts: Sequence[int] | None = None
+        self,
+        rows: Sequence[np.ndarray],
+        counted: Sequence[int] | Sequence[np.ndarray] | None = None,
     ) -> list[float]:
-        """log p in nats of each row of ids from number `starts` on (default: 1, all
-        but the first), given those before; rows of any lengths.
+        """log p in nats of each row of ids, of any lengths: of those from a number on,
+        or of those where bool arrays say so, given all before; the first one is always
+        given. Default: all the others.
 
         Raises ValueError for a row that does not fit the context.
         """
@@ -96,21 +99,26 @@ class Engine:
             raise ValueError(
                 f"a document has {longest} tokens, more than the context of {limit}"
             )
+        if counted is not None and len(counted) != len(rows):
+            raise ValueError(
+                f"{len(rows)} rows need as many starts or arrays, got {len(counted)}"
+            )
         length = min(bucket(longest - 1), limit)
         tokens_BL = np.full((len(rows), length + 1), self.layout.pad, np.int32)
-        for row_L, ids in zip(tokens_BL, rows, strict=True):
-            row_L[: len(ids)] = ids
-        start_B = np.array([1] * len(rows) if starts is None else starts, np.int32)
-        if start_B.shape != (len(rows),) or start_B.min() < 1:
-            raise ValueError(f"{len(rows)} rows need as many starts, each at least 1")
+        counted_BL = np.zeros(tokens_BL.shape, bool)
+        for i, ids in enumerate(rows):
+            tokens_BL[i, : len(ids)] = ids
+            which = np.asarray(1 if counted is None else counted[i])
+            if which.ndim == 0:
+                which = np.arange(len(ids)) >= which
+            counted_BL[i, 1 : len(ids)] = which[1:]
 
         def run(rows_B: np.ndarray) -> jax.Array:
             logits = len(rows_B) * length * self.layout.size
             return _row_nll(
                 self.decoder,
                 tokens_BL[rows_B],
-                start_B[rows_B],
-                self.layout.pad,
+                counted_BL[rows_B],
                 blocks=_divisor(length, logits / _LOGITS),
                 shard=self._shard,
                 attention=self._attention,
@@ -140,17 +148,14 @@ def _divisor(length: int, least: float) -> int:
 def _row_nll(
     decoder: Decoder,
     tokens_BL: jax.Array,
-    start_B: jax.Array,
-    pad: int,
+    counted_BL: jax.Array,
     *,
     blocks: int,
     shard: Shard,
     attention: Attention,
 ) -> jax.Array:
-    """Nats per row of the tokens from `start_B` on; <pad> costs nothing."""
+    """Nats per row of the tokens that count."""
     hidden_BLD = decoder.hidden(tokens_BL[:, :-1], shard=shard, attention=attention)
     head = functools.partial(decoder.head, shard=shard)
     nll_BL, _ = blockwise_nll(head, hidden_BLD, tokens_BL[:, 1:], blocks)
-    counted_BL = jnp.arange(1, tokens_BL.shape[1]) >= start_B[:, None]
-    counted_BL &= tokens_BL[:, 1:] != pad
-    return jnp.sum(nll_BL * counted_BL, axis=1)
+    return jnp.sum(nll_BL * counted_BL[:, 1:], axis=1)
