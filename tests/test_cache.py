@@ -1,4 +1,4 @@
-"""Cached decoding equals the full forward pass, whatever the prompt lengths."""
+"""Cached decoding equals the full forward pass, whatever is shared or skipped."""
 
 import dataclasses
 
@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cm3leon_jax.models.cache import prefill, step, unroll
+from cm3leon_jax.models import cache as caches
+from cm3leon_jax.models.cache import begin, grow, prefill, step
 from cm3leon_jax.models.decoder import DecoderConfig, abstract
+from cm3leon_jax.models.unrolled import unroll
 
 TINY = DecoderConfig(vocab=32, layers=2, width=16, heads=2, mlp=24, length=16)
 SETTINGS = {
@@ -23,8 +25,9 @@ SETTINGS = {
         post_norm=True,
     ),
 }
-LENGTH_B = np.array([6, 3, 1])
-STEPS = 4
+# Two prompts with two candidates each in the first stream, one for all in the second.
+LENGTHS = (np.array([6, 3]), np.array([1]))
+ROWS, STEPS = 4, 4
 
 
 def random_model(config):
@@ -34,73 +37,105 @@ def random_model(config):
     )
 
 
-@jax.jit
-def decode(model, prompt_BL, length_B, tokens_TB, read_TB):
-    """Logits_TBV after the prompt and after each further token."""
-    logits_BV, cache = prefill(model, prompt_BL, length_B, size=prompt_BL.shape[1] + 6)
-    decoder = unroll(model)
-
-    def body(cache, inputs):
-        token_B, read_B = inputs
-        logits_BV, cache = step(decoder, token_B, cache, read_B=read_B)
-        return cache, logits_BV
-
-    cache, logits_TBV = jax.lax.scan(body, cache, (tokens_TB, read_TB))
-    return jnp.concatenate([logits_BV[None], logits_TBV]), cache
-
-
-def rows(seed=0):
-    """Whole rows of tokens, the prompts cut from them, and what follows."""
+def data(seed=0):
+    """Prefixes (padded by an ordinary token on purpose) and the tokens after them."""
     rng = np.random.default_rng(seed)
-    full = [rng.integers(0, 32, n + STEPS) for n in LENGTH_B]
-    prompt_BL = np.full((3, 8), 31)  # the padding is an ordinary token on purpose
-    for b, n in enumerate(LENGTH_B):
-        prompt_BL[b, :n] = full[b][:n]
-    tokens_TB = np.stack([f[n:] for f, n in zip(full, LENGTH_B, strict=True)], axis=1)
-    return full, prompt_BL, tokens_TB
+    prefixes = []
+    for length_U in LENGTHS:
+        tokens_UL = np.full((len(length_U), 8), 31)
+        for row, n in zip(tokens_UL, length_U, strict=True):
+            row[:n] = rng.integers(0, 32, n)
+        prefixes.append(tokens_UL)
+    return tuple(prefixes), rng.integers(0, 32, (STEPS, ROWS, 2))
+
+
+@jax.jit(static_argnames=("cache", "weights", "dtype"))
+def decode(model, prefixes, tokens_TBG, read_TBG, cache=None, weights=None, dtype=None):
+    """Logits [T, B, G, V] after each token, and the cache."""
+    decoder = unroll(model, weights=weights, dtype=dtype)
+    past = [
+        prefill(decoder, tokens_UL, jnp.asarray(length_U), cache=cache)
+        for tokens_UL, length_U in zip(prefixes, LENGTHS, strict=True)
+    ]
+    now = begin(decoder, past, ROWS, 2, cache=cache)
+    logits = []
+    for t, (token_BG, read_BG) in enumerate(zip(tokens_TBG, read_TBG, strict=True)):
+        now = grow(now, STEPS + 2) if t == 2 else now
+        logits_BGV, now = step(decoder, token_BG, past, now, read_BG=read_BG)
+        logits.append(logits_BGV)
+    return jnp.stack(logits), now
+
+
+ALL = np.ones((STEPS, ROWS, 2), bool)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_cached_decoding_equals_the_full_forward_pass(name):
     model = random_model(SETTINGS[name])
-    full, prompt_BL, tokens_TB = rows()
-    read_TB = np.ones((STEPS, 3), bool)
-    logits_TBV, cache = decode(model, prompt_BL, LENGTH_B, tokens_TB, read_TB)
-    forward = jax.jit(lambda m, t: m(t))
-    for b, n in enumerate(LENGTH_B):
-        row = np.zeros(10, int)
-        row[: n + STEPS] = full[b]
-        expected_LV = forward(model, row[None])[0, n - 1 : n + STEPS]
-        np.testing.assert_allclose(logits_TBV[:, b], expected_LV, atol=2e-5, rtol=2e-5)
-    np.testing.assert_array_equal(cache.length_B, LENGTH_B + STEPS)
-    assert int(cache.slot) == 8 + STEPS
+    prefixes, tokens_TBG = data()
+    logits_TBGV, cache = decode(model, prefixes, tokens_TBG, ALL)
+    rows, starts = [], []
+    for b in range(ROWS):
+        for g in range(2):
+            u = b * len(LENGTHS[g]) // ROWS
+            n = LENGTHS[g][u]
+            ids = [*prefixes[g][u][:n], *tokens_TBG[:, b, g]]
+            rows.append(ids + [0] * (12 - len(ids)))
+            starts.append(n)
+    full = jax.jit(lambda m, t: m(t))(model, jnp.asarray(rows))
+    for i, n in enumerate(starts):
+        found_TV = logits_TBGV[:, i // 2, i % 2]
+        np.testing.assert_allclose(
+            found_TV, full[i, n : n + STEPS], atol=2e-5, rtol=2e-5
+        )
+    np.testing.assert_array_equal(cache.position_BG.ravel(), np.add(starts, STEPS))
+    assert int(cache.slot) == STEPS
 
 
 def test_a_skipped_step_leaves_no_trace():
     model = random_model(TINY)
-    _, prompt_BL, tokens_TB = rows()
-    read_TB = np.ones((STEPS, 3), bool)
-    plain, _ = decode(model, prompt_BL, LENGTH_B, tokens_TB, read_TB)
+    prefixes, tokens_TBG = data()
+    plain, _ = decode(model, prefixes, tokens_TBG, ALL)
     # Row 1 skips a step after its second token, then goes on with the same tokens.
-    gapped, skips = tokens_TB.copy(), read_TB.copy()
-    gapped[2:, 1], skips[2, 1] = [31, tokens_TB[2, 1]], False
-    logits_TBV, cache = decode(model, prompt_BL, LENGTH_B, gapped, skips)
-    np.testing.assert_allclose(logits_TBV[4, 1], plain[3, 1], atol=1e-5)
-    np.testing.assert_allclose(logits_TBV[:, [0, 2]], plain[:, [0, 2]], atol=1e-5)
-    np.testing.assert_array_equal(cache.length_B, LENGTH_B + STEPS - [0, 1, 0])
+    gapped, skips = tokens_TBG.copy(), ALL.copy()
+    gapped[3:, 1], gapped[2, 1], skips[2, 1] = tokens_TBG[2:3, 1], 31, False
+    logits, cache = decode(model, prefixes, gapped, skips)
+    np.testing.assert_allclose(logits[3, 1], plain[2, 1], atol=1e-5)
+    others = [0, 2, 3]
+    np.testing.assert_allclose(logits[:, others], plain[:, others], atol=1e-5)
+    np.testing.assert_array_equal(
+        cache.position_BG[:, 0], np.repeat(LENGTHS[0], 2) + STEPS - [0, 1, 0, 0]
+    )
 
 
-def test_low_precision_decoding_stays_close():
-    config = dataclasses.replace(TINY, dtype="bfloat16")
-    full, prompt_BL, tokens_TB = rows()
-    read_TB = np.ones((STEPS, 3), bool)
-    exact, _ = decode(random_model(TINY), prompt_BL, LENGTH_B, tokens_TB, read_TB)
-    low, cache = decode(random_model(config), prompt_BL, LENGTH_B, tokens_TB, read_TB)
-    assert cache.k[0].dtype == jnp.bfloat16 and low.dtype == jnp.float32
-    assert np.abs(low - exact).max() < 0.05 * np.abs(exact).max()
-
-
-def test_the_cache_must_hold_the_prompt():
+@pytest.mark.parametrize(
+    "how, bound",
+    [
+        (dict(cache="bfloat16"), 0.02),
+        (dict(cache="int8"), 0.02),
+        (dict(weights="int8"), 0.04),
+        (dict(dtype="bfloat16"), 0.05),
+    ],
+    ids=lambda x: "-".join(x.values()) if isinstance(x, dict) else "",
+)
+def test_low_precision_stays_close(how, bound):
+    """Largest error of any logit, as a share of the largest logit."""
+    if "weights" in how:
+        pytest.importorskip("qwix")
     model = random_model(TINY)
-    with pytest.raises(ValueError, match="size=4 cannot hold 8 prompt tokens"):
-        prefill(model, jnp.zeros((1, 8), int), jnp.ones(1, int), size=4)
+    prefixes, tokens_TBG = data()
+    exact, _ = decode(model, prefixes, tokens_TBG, ALL)
+    low, cache = decode(model, prefixes, tokens_TBG, ALL, **how)
+    wanted = how.get("cache") or how.get("dtype") or "float32"
+    assert cache.k[0].values.dtype == jnp.dtype(wanted) and low.dtype == jnp.float32
+    error = np.abs(low - exact).max() / np.abs(exact).max()
+    assert 0 < error < bound
+
+
+def test_int8_vectors_are_rounded_to_their_own_scale():
+    x = np.random.default_rng(0).normal(0, [[1e-3], [1.0], [50.0], [0.0]], (4, 64))
+    kept = caches._store(jnp.asarray(x, jnp.float32), "int8")
+    assert kept.scale is not None and kept.values.dtype == jnp.int8
+    back = kept.values * kept.scale[:, None]
+    assert (np.abs(back - x) <= 0.5001 * kept.scale[:, None]).all()
+    np.testing.assert_allclose(kept.scale[:3] * 127, np.abs(x[:3]).max(1), rtol=1e-6)

@@ -135,13 +135,19 @@ def test_buckets_grow_by_half_at_most():
 def test_stacking_pads_on_the_right_and_buckets():
     prompts = [text_to_image(LAYOUT, [1] * n, 16, guided=True) for n in (1, 9)]
     batch = stack(prompts, LAYOUT, 64)
-    assert batch.prompt_GBL.shape == (2, 2, 12)
-    np.testing.assert_array_equal(batch.length_GB, [[3, 11], [3, 3]])
-    np.testing.assert_array_equal(batch.prompt_GBL[0, 1, :11], prompts[1].streams[0])
-    assert (batch.prompt_GBL[0, 0, 3:] == LAYOUT.pad).all()
+    # The last token of a prompt is read by the first step; the stream without text is
+    # the same for both and comes once.
+    assert [p.shape for p in batch.prefix_UL] == [(2, 12), (1, 8)]
+    np.testing.assert_array_equal(batch.length_U[0], [2, 10])
+    np.testing.assert_array_equal(batch.length_U[1], [2])
+    np.testing.assert_array_equal(
+        batch.prefix_UL[0][1, :10], prompts[1].streams[0][:-1]
+    )
+    assert [last.tolist() for last in batch.last_U] == [[LAYOUT.brk] * 2, [LAYOUT.brk]]
+    assert (batch.prefix_UL[0][0, 2:] == LAYOUT.pad).all()
     assert batch.script_GBT.shape == (2, 2, 16)
     # A bucket never passes the end of the decoder's positions.
-    assert stack([free([EOS] * 9, 1)], LAYOUT, 10).prompt_GBL.shape[-1] == 10
+    assert stack([free([EOS] * 10, 1)], LAYOUT, 11).prefix_UL[0].shape[-1] == 10
 
 
 @pytest.mark.parametrize(

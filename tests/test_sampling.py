@@ -239,16 +239,16 @@ def test_an_image_that_does_not_fit_is_not_started(model):
 
 def test_lengths_within_a_bucket_share_one_program(model):
     sample(model, text_prompts(2, 9))
-    programs = loop._generate._cache_size()
+    programs = loop._decode._cache_size()
     sample(model, text_prompts(7, 8), Sampler(temperature=0.3, guidance=2.0))
     sample(model, text_prompts(10, 3), GREEDY, jax.random.key(9))
-    assert loop._generate._cache_size() == programs
+    assert loop._decode._cache_size() == programs
 
 
 def test_bad_input_is_named(model):
     with pytest.raises(ValueError, match="guidance=2.0 needs a prompt with an uncond"):
         sample(model, text_prompts(2, guided=False), Sampler(guidance=2.0))
-    with pytest.raises(ValueError, match="1 prompts need as many samplers"):
+    with pytest.raises(ValueError, match="1 candidates need as many samplers"):
         sample(model, text_prompts(2), [Sampler()] * 2)
     with pytest.raises(ValueError, match="image_tokens=0"):
         sample(model, text_prompts(2), image_tokens=0)

@@ -1,5 +1,5 @@
-"""Causal self-attention in plain XLA: for whole sequences, and for one query a row
-against a cache.
+"""Causal self-attention in plain XLA, for whole sequences (`cache.py` has that of one
+query against a cache).
 
 `xla_attention` is what every `attention` argument defaults to, and the only one there
 is; another function of type `Attention` takes its place and is compared with it.
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 # (q_BLHK, k_BLHK, v_BLHK, segments_BL or None) -> out_BLHK in the queries' dtype.
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
@@ -35,19 +34,3 @@ def xla_attention(
     return jax.nn.dot_product_attention(
         q_BLHK, k_BLHK, v_BLHK, mask=mask, is_causal=True, implementation="xla"
     )
-
-
-def cached_attention(
-    q_BHK: jax.Array, k_BHSK: jax.Array, v_BHSK: jax.Array, visible_BS: jax.Array
-) -> jax.Array:
-    """One query a row against the visible slots of a cache; softmax in float32.
-
-    `visible_BS` is bool; every row must see at least one slot. Returns out_BHK.
-    """
-    scale = q_BHK.shape[-1] ** -0.5
-    scores_BHS = jnp.einsum(
-        "BHK,BHSK->BHS", q_BHK * scale, k_BHSK, preferred_element_type=jnp.float32
-    )
-    scores_BHS = jnp.where(visible_BS[:, None], scores_BHS, -jnp.inf)
-    weights_BHS = jax.nn.softmax(scores_BHS, axis=-1).astype(v_BHSK.dtype)
-    return jnp.einsum("BHS,BHSK->BHK", weights_BHS, v_BHSK)

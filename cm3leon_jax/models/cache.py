@@ -1,162 +1,302 @@
 """Keys and values of what was already read: prefill once, then one token a step.
 
-Rows of a batch have prompts of different lengths, padded on the right. Generated tokens
-of all rows share the next free slot, so that a step writes one slice in place instead
-of scattering; the gap after a short prompt is never visible, and each row counts its
-own positions:
+A row of a batch decodes G streams (a prompt, and the same without its text, …) that
+are all given the same sampled tokens. Its past has two parts:
 
-    slots     0 1 2 3 | 4 5 6      prompt bucket of 4, third token being read
-    row 0     a b c d | x y z      visible 1 1 1 1 1 1 1    position of z: 6
-    row 1     a b . . | x y z      visible 1 1 0 0 1 1 1    position of z: 4
+    prefix    the prompt but for its last token, read at once by `prefill`. Rows that
+              share it (the candidates of a prompt, or all rows where the stream is the
+              same for every prompt) share one copy, which no step writes.
+    written   one slot for each step: first the prompt's last token, then what was
+              sampled. All rows take the same slot, so that a step writes one slice in
+              place instead of scattering.
 
-Each layer has its own buffers: a scan over stacked layers would copy the whole cache
-every step.
+    row 0   prefix a b c   written d x y      position of y: 5
+    row 1   prefix a b c   written d z w      (the next candidate of the same prompt)
+    row 2   prefix e . .   written f x x      position of the second x: 3
+
+Padding of a prefix and slots of rows that read nothing are never visible, and each row
+counts its own positions. Each layer has its own buffers: a scan over stacked layers
+would copy the whole cache every step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from cm3leon_jax.models.attention import Attention, cached_attention, xla_attention
-from cm3leon_jax.models.decoder import Block, Decoder
-from cm3leon_jax.models.layers import Shard, cast, identity
+from cm3leon_jax.models.attention import Attention, xla_attention
+from cm3leon_jax.models.layers import Shard, identity
+from cm3leon_jax.models.unrolled import Unrolled
+
+# How keys and values are stored; None is the compute dtype.
+CacheType = Literal["float32", "bfloat16", "int8"]
+_LARGEST = 127.0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """Vectors [..., K] as they are kept: `values` of any float dtype and no `scale`, or
+    int8 with one scale a vector (its largest entry becomes 127): float32 [...]."""
+
+    values: jax.Array
+    scale: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What one stream has read before the steps: k, v UHLK per layer, `length_U`.
+
+    Row b of a batch of B belongs to prefix b // (B / U)."""
+
+    k: tuple[Stored, ...]
+    v: tuple[Stored, ...]
+    length_U: jax.Array
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What `step` needs to know of the tokens before. Immutable; `step` returns a new
-    one, in place under jit.
+    """What `step` writes. Immutable; `step` returns a new one, in place under jit.
 
-    `k`, `v`: a BHSK array per layer in the compute dtype. `visible_BS` bool: the slots
-    that later tokens see. `length_B` int32: tokens read so far, the next position.
-    `slot`: int32 scalar, the slot that the next token takes.
+    `k`, `v`: BGHTK per layer. `visible_BGT` bool: the slots that later tokens see.
+    `position_BG` int32: the position of the next token. `slot`: int32 scalar, the slot
+    that it takes.
     """
 
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
-    visible_BS: jax.Array
-    length_B: jax.Array
+    k: tuple[Stored, ...]
+    v: tuple[Stored, ...]
+    visible_BGT: jax.Array
+    position_BG: jax.Array
     slot: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Unrolled:
-    """A decoder laid out for decoding: a list of layers and the head, in the compute
-    dtype. Made once before a loop, so that no step slices or casts weights."""
-
-    model: Decoder
-    blocks: tuple[Block, ...]
-    head_DV: jax.Array
-
-
-def unroll(model: Decoder) -> Unrolled:
-    """The decoder as `prefill` and `step` take it."""
-    blocks = cast(model.blocks, model.config.dtype)
-    return Unrolled(
-        model=model,
-        blocks=tuple(
-            jax.tree.map(lambda w, i=i: w[i], blocks)
-            for i in range(model.config.layers)
-        ),
-        head_DV=model.head_weight(),
-    )
-
-
 def prefill(
-    model: Decoder,
-    tokens_BL: jax.Array,
-    length_B: jax.Array,
+    decoder: Unrolled,
+    tokens_UL: jax.Array,
+    length_U: jax.Array,
     *,
-    size: int,
+    cache: CacheType | None = None,
     shard: Shard = identity,
     attention: Attention = xla_attention,
-) -> tuple[jax.Array, Cache]:
-    """Reads prompts: logits_BV float32 after each row's last token, and the cache.
+) -> Prefix:
+    """Reads the beginnings of prompts, padded on the right; `length_U` in [0, L]."""
+    positions_UL = jnp.broadcast_to(jnp.arange(tokens_UL.shape[1]), tokens_UL.shape)
+    names = ("batch", "heads", None, None)
+    keys, values = [], []
 
-    `tokens_BL` is padded on the right, `length_B` in [1, L] counts the real tokens.
-    `size` is the number of slots: L plus the steps that follow.
-    """
-    batch, length = tokens_BL.shape
-    if size < length:
-        raise ValueError(f"a cache of size={size} cannot hold {length} prompt tokens")
-
-    def attend(q_BLHK, k_BLHK, v_BLHK):
+    def attend(q_ULHK, k_ULHK, v_ULHK):
         # Causal masking is enough: padding comes after every real token.
-        out_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, None)
-        return out_BLHK, (_slots(k_BLHK, size), _slots(v_BLHK, size))
+        out_ULHK = attention(q_ULHK, k_ULHK, v_ULHK, None)
+        return out_ULHK, tuple(
+            _store(shard(x_ULHK.swapaxes(1, 2), names), cache)
+            for x_ULHK in (k_ULHK, v_ULHK)
+        )
 
-    x_BLD, (k_NBHSK, v_NBHSK) = model.run(tokens_BL, None, attend, shard)
-    last_B1D = jnp.take_along_axis(x_BLD, (length_B - 1)[:, None, None], axis=1)
-    cache = Cache(
-        k=tuple(k_NBHSK[i] for i in range(model.config.layers)),
-        v=tuple(v_NBHSK[i] for i in range(model.config.layers)),
-        visible_BS=jnp.arange(size) < length_B[:, None],
-        length_B=length_B.astype(jnp.int32),
-        slot=jnp.asarray(length, jnp.int32),
+    x_ULD = decoder.embeddings(tokens_UL, positions_UL, shard)
+    for block in decoder.blocks:
+        x_ULD, (k_UHLK, v_UHLK) = block(x_ULD, positions_UL, attend, shard)
+        keys.append(k_UHLK)
+        values.append(v_UHLK)
+    return Prefix(k=tuple(keys), v=tuple(values), length_U=length_U.astype(jnp.int32))
+
+
+def begin(
+    decoder: Unrolled,
+    prefixes: Sequence[Prefix],
+    rows: int,
+    slots: int,
+    *,
+    cache: CacheType | None = None,
+    shard: Shard = identity,
+) -> Cache:
+    """The cache before the first step: nothing written yet.
+
+    `rows` B must be a multiple of each prefix's U, `slots` T the number of steps.
+    """
+    config, streams = decoder.config, len(prefixes)
+    lengths = [jnp.repeat(p.length_U, rows // len(p.length_U)) for p in prefixes]
+    shape = (rows, streams, config.heads, slots, config.width // config.heads)
+
+    def empty() -> Stored:
+        if cache == "int8":
+            x_BGHTK = Stored(
+                values=jnp.zeros(shape, jnp.int8),
+                scale=jnp.zeros(shape[:-1], jnp.float32),
+            )
+        else:
+            x_BGHTK = Stored(
+                values=jnp.zeros(shape, cache or decoder.dtype), scale=None
+            )
+        return _place(x_BGHTK, shard)
+
+    return Cache(
+        k=tuple(empty() for _ in decoder.blocks),
+        v=tuple(empty() for _ in decoder.blocks),
+        visible_BGT=jnp.zeros((rows, streams, slots), bool),
+        position_BG=jnp.stack(lengths, axis=1),
+        slot=jnp.asarray(0, jnp.int32),
     )
-    return model.head(last_B1D, shard=shard)[:, 0], cache
+
+
+def grow(cache: Cache, slots: int) -> Cache:
+    """The cache with room for `slots` steps in all."""
+    more = slots - cache.visible_BGT.shape[-1]
+
+    def pad(x: jax.Array) -> jax.Array:  # [B, G, H, T] or [B, G, H, T, K]
+        return jnp.pad(x, [(0, more if axis == 3 else 0) for axis in range(x.ndim)])
+
+    return Cache(
+        k=jax.tree.map(pad, cache.k),
+        v=jax.tree.map(pad, cache.v),
+        visible_BGT=jnp.pad(cache.visible_BGT, ((0, 0), (0, 0), (0, more))),
+        position_BG=cache.position_BG,
+        slot=cache.slot,
+    )
 
 
 def step(
     decoder: Unrolled,
-    token_B: jax.Array,
+    token_BG: jax.Array,
+    prefixes: Sequence[Prefix],
     cache: Cache,
     *,
-    read_B: jax.Array | None = None,
+    read_BG: jax.Array | None = None,
     shard: Shard = identity,
 ) -> tuple[jax.Array, Cache]:
-    """Reads one more token a row: logits_BV float32 for the token after it.
+    """Reads one more token a row and stream: logits_BGV float32 of what comes next.
 
-    Rows where `read_B` (bool) is False read nothing: their slot stays invisible, their
-    position does not advance, and their logits mean nothing. The caller sees to it that
+    Where `read_BG` (bool) is False nothing is read: the slot stays invisible, the
+    position does not advance, and the logits mean nothing. The caller sees to it that
     there is a free slot.
     """
-    if read_B is None:
-        read_B = jnp.ones(token_B.shape, bool)
-    seen_BS = cache.visible_BS | (jnp.arange(cache.visible_BS.shape[1]) == cache.slot)
-    # Rows that read nothing may have no position left; NaN in a hidden slot spreads.
-    positions_B1 = jnp.where(read_B, cache.length_B, 0)[:, None]
-    x_B1D = decoder.model.embeddings(token_B[:, None], positions_B1, shard)
+    if read_BG is None:
+        read_BG = jnp.ones(token_BG.shape, bool)
+    at_T = jnp.arange(cache.visible_BGT.shape[-1]) == cache.slot
+    # A row that reads nothing sees its own slot all the same: no softmax is empty.
+    seen_BGT = cache.visible_BGT | at_T
+    # It may have no position left; NaN in a hidden slot would spread.
+    positions_BG = jnp.where(read_BG, cache.position_BG, 0)
+    x_BGD = decoder.embeddings(token_BG, positions_BG, shard)
     keys, values = [], []
-    for block, k_BHSK, v_BHSK in zip(decoder.blocks, cache.k, cache.v, strict=True):
+    for n, block in enumerate(decoder.blocks):
 
-        def attend(q_B1HK, k_B1HK, v_B1HK, old=(k_BHSK, v_BHSK)):
-            k_BHSK = _write(old[0], k_B1HK, cache.slot)
-            v_BHSK = _write(old[1], v_B1HK, cache.slot)
-            out_BHK = cached_attention(q_B1HK[:, 0], k_BHSK, v_BHSK, seen_BS)
-            return out_BHK[:, None], (k_BHSK, v_BHSK)
+        def attend(q_BGHK, k_BGHK, v_BGHK, n=n):
+            k_BGHTK = _place(_write(cache.k[n], k_BGHK, cache.slot), shard)
+            v_BGHTK = _place(_write(cache.v[n], v_BGHK, cache.slot), shard)
+            past = [(p.k[n], p.v[n], p.length_U) for p in prefixes]
+            out_BGHK = _attend(q_BGHK, past, k_BGHTK, v_BGHTK, seen_BGT)
+            return out_BGHK, (k_BGHTK, v_BGHTK)
 
-        x_B1D, (k_BHSK, v_BHSK) = block(x_B1D, positions_B1, attend, shard)
-        keys.append(k_BHSK)
-        values.append(v_BHSK)
-    x_BD = decoder.model.final_norm(x_B1D)[:, 0]
-    logits_BV = jnp.einsum(
-        "BD,DV->BV", x_BD, decoder.head_DV, preferred_element_type=jnp.float32
-    )
-    now_BS = jax.lax.dynamic_update_slice(
-        cache.visible_BS, read_B[:, None], (0, cache.slot)
-    )
-    return shard(logits_BV, ("batch", "vocab")), Cache(
+        x_BGD, (k_BGHTK, v_BGHTK) = block(x_BGD, positions_BG, attend, shard)
+        keys.append(k_BGHTK)
+        values.append(v_BGHTK)
+    return decoder.head(x_BGD, shard), Cache(
         k=tuple(keys),
         v=tuple(values),
-        visible_BS=now_BS,
-        length_B=cache.length_B + read_B,
+        visible_BGT=jnp.where(at_T, read_BG[..., None], cache.visible_BGT),
+        position_BG=cache.position_BG + read_BG,
         slot=cache.slot + 1,
     )
 
 
-def _slots(x_BLHK: jax.Array, size: int) -> jax.Array:
-    """A prompt's keys or values as the beginning of a cache, x_BHSK."""
-    x_BHLK = x_BLHK.swapaxes(1, 2)
-    return jnp.pad(x_BHLK, ((0, 0), (0, 0), (0, size - x_BHLK.shape[2]), (0, 0)))
+def _attend(
+    q_BGHK: jax.Array,
+    past: Sequence[tuple[Stored, Stored, jax.Array]],
+    k_BGHTK: Stored,
+    v_BGHTK: Stored,
+    seen_BGT: jax.Array,
+) -> jax.Array:
+    """One query a row and stream against its prefix (`past`: k, v and length of each
+    stream) and what was written since: one softmax over both, in float32."""
+    (B, _, H, K), dtype = q_BGHK.shape, q_BGHK.dtype
+    q_BGHK = q_BGHK * K**-0.5
+    own_BGHT = _scores(q_BGHK[..., None, :], k_BGHTK)[..., 0, :]
+    own_BGHT = jnp.where(seen_BGT[:, :, None], own_BGHT, -jnp.inf)
+    before = []
+    for g, (k_UHLK, _, length_U) in enumerate(past):
+        U, _, L, _ = k_UHLK.values.shape
+        # The M rows that share a prefix are the rows of one matrix.
+        q_UHMK = q_BGHK[:, g].reshape(U, B // U, H, K).swapaxes(1, 2)
+        padding_UL = jnp.arange(L) >= length_U[:, None]
+        scores_UHML = _scores(q_UHMK, k_UHLK)
+        before.append(jnp.where(padding_UL[:, None, None], -jnp.inf, scores_UHML))
+
+    def rows(each: Sequence[jax.Array]) -> jax.Array:
+        """One [U, H, M, …] a stream -> [B, G, H, …]."""
+        return jnp.stack(
+            [x.swapaxes(1, 2).reshape(B, H, *x.shape[3:]) for x in each], axis=1
+        )
+
+    top_BGH = jnp.maximum(own_BGHT.max(-1), rows([s.max(-1) for s in before]))
+    own_BGHT = jnp.exp(own_BGHT - top_BGH[..., None])
+    out_BGHK = _mixed(own_BGHT[..., None, :], v_BGHTK, dtype)[..., 0, :]
+    sums, outs = [], []
+    for g, (_, v_UHLK, _) in enumerate(past):
+        U, _, M, _ = before[g].shape
+        top_UHM = top_BGH[:, g].reshape(U, M, H).swapaxes(1, 2)
+        weights_UHML = jnp.exp(before[g] - top_UHM[..., None])
+        sums.append(weights_UHML.sum(-1))
+        outs.append(_mixed(weights_UHML, v_UHLK, dtype))
+    total_BGH = own_BGHT.sum(-1) + rows(sums)
+    return ((out_BGHK + rows(outs)) / total_BGH[..., None]).astype(dtype)
 
 
-def _write(old_BHSK: jax.Array, new_B1HK: jax.Array, slot: jax.Array) -> jax.Array:
+def _scores(q_MK: jax.Array, k_SK: Stored) -> jax.Array:
+    """q·k float32 [..., M, S] of queries and stored keys with equal leading axes."""
+    scores_MS = jnp.einsum(
+        "...MK,...SK->...MS",
+        *_alike(q_MK, k_SK.values),
+        preferred_element_type=jnp.float32,
+    )
+    return scores_MS if k_SK.scale is None else scores_MS * k_SK.scale[..., None, :]
+
+
+def _mixed(weights_MS: jax.Array, v_SK: Stored, dtype) -> jax.Array:
+    """Σ_s weight_s v_s, float32 [..., M, K]."""
+    if v_SK.scale is not None:
+        weights_MS = weights_MS * v_SK.scale[..., None, :]
+    return jnp.einsum(
+        "...MS,...SK->...MK",
+        *_alike(weights_MS.astype(dtype), v_SK.values),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _alike(x: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two operands in one dtype: that of the cache, which is the larger one, unless it
+    holds integers."""
+    if stored.dtype == jnp.int8:
+        return x, stored.astype(x.dtype)
+    return x.astype(stored.dtype), stored
+
+
+def _store(x: jax.Array, cache: CacheType | None) -> Stored:
+    """Vectors [..., K] as `cache` wants them kept."""
+    if cache != "int8":
+        return Stored(values=x if cache is None else x.astype(cache), scale=None)
+    largest = jnp.abs(x.astype(jnp.float32)).max(-1)
+    scale = jnp.where(largest > 0, largest, 1.0) / _LARGEST
+    values = jnp.round(x.astype(jnp.float32) / scale[..., None])
+    return Stored(values=values.astype(jnp.int8), scale=scale)
+
+
+def _write(old_BGHTK: Stored, new_BGHK: jax.Array, slot: jax.Array) -> Stored:
     """The cache with one more slot filled, in place where the old one is not kept."""
-    new_BH1K = new_B1HK.swapaxes(1, 2)
-    return jax.lax.dynamic_update_slice(old_BHSK, new_BH1K, (0, 0, slot, 0))
+    cache = "int8" if old_BGHTK.scale is not None else str(old_BGHTK.values.dtype)
+    new = _store(new_BGHK[:, :, :, None], cache)  # type: ignore[arg-type]
+
+    def update(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=3)
+
+    return jax.tree.map(update, old_BGHTK, new)
+
+
+def _place(x_BGHTK: Stored, shard: Shard) -> Stored:
+    names = ("batch", None, "heads", None, None)
+    return jax.tree.map(lambda x: shard(x, names[: x.ndim]), x_BGHTK)

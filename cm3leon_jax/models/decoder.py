@@ -31,6 +31,7 @@ from cm3leon_jax.models.layers import (
     rms_norm,
     rotate,
 )
+from cm3leon_jax.models.quantized import product
 
 Dtype = Literal["float32", "bfloat16"]
 Norm = Literal["layer", "rms"]
@@ -168,7 +169,7 @@ class Block(nnx.Module):
 
     def _map(self, equation: str, x: jax.Array, name: str) -> jax.Array:
         """x times a weight, and times the factors of its low-rank change."""
-        y = jnp.einsum(equation, x, getattr(self, name)[...])
+        y = product(equation, x, getattr(self, name)[...])
         return y if self.lora is None else y + self.lora(equation, x, name)
 
     def _attention(self, x_BLD, positions_BL, attend, shard):

@@ -9,17 +9,22 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from cm3leon_jax.models.attention import Attention, xla_attention
-from cm3leon_jax.models.decoder import Decoder
+from cm3leon_jax.models.cache import CacheType, Prefix
+from cm3leon_jax.models.decoder import Decoder, Dtype
 from cm3leon_jax.models.layers import Shard, identity
+from cm3leon_jax.models.unrolled import Unrolled, Weights, unroll
 from cm3leon_jax.parallel.rules import Rules, shard_fn
-from cm3leon_jax.sampling.generate import generate
-from cm3leon_jax.sampling.prompts import Prompt, bucket, stack
+from cm3leon_jax.sampling.generate import generate, read
+from cm3leon_jax.sampling.prompts import IMAGE, Batch, Prompt, bucket, stack
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.training.loss import blockwise_nll
 from cm3leon_jax.vocab import Layout
@@ -27,11 +32,39 @@ from cm3leon_jax.vocab import Layout
 _LOGITS = 1 << 26  # how many `score` holds at a time: 256 MiB of them
 
 
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How a decoder is kept while it decodes; None is as it was trained.
+
+    `compute` is the dtype of the arithmetic, `weights` "int8" needs `qwix`, `cache` is
+    how keys and values are stored. What each costs in quality is in the README.
+    """
+
+    compute: Dtype | None = None
+    weights: Weights | None = None
+    cache: CacheType | None = None
+
+    def __post_init__(self):
+        for name, choices in (
+            ("compute", Dtype),
+            ("weights", Weights),
+            ("cache", CacheType),
+        ):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(choices):
+                raise ValueError(
+                    f"precision.{name}={value!r}: choose None or one of "
+                    f"{', '.join(get_args(choices))}"
+                )
+
+
 class Engine:
     """Runs a decoder over a mesh, on which it must lie already; None is one device.
 
-    `batch` is at most how many rows are run together, rounded up to a multiple of what
-    the mesh splits the batch into. ValueError unless it is positive.
+    `batch` is at most how many rows (candidates of prompts) are run together, rounded
+    up to what the mesh splits the batch into. `amateur` is another decoder, of the same
+    vocabulary, that decodes the last stream of every prompt. ValueError unless `batch`
+    is positive.
     """
 
     def __init__(
@@ -41,47 +74,141 @@ class Engine:
         rules: Rules,
         mesh: jax.sharding.Mesh | None,
         batch: int,
+        *,
+        precision: Precision | None = None,
+        amateur: Decoder | None = None,
     ):
         if batch < 1:
             raise ValueError(f"batch={batch} must be at least 1")
         self.decoder, self.layout, self.batch = decoder, layout, batch
+        self.precision, self.amateur = precision or Precision(), amateur
+        self._unrolled: list[tuple[Decoder, Unrolled]] = []
         # Made once: a program is compiled for each pair of such objects.
         self._shard, self._attention, self._split = identity, xla_attention, 1
         if mesh is not None:
             self._shard = shard_fn(mesh, rules)
             self._split = math.prod(mesh.shape[axis] for axis in rules.compute.batch)
 
+    def _laid_out(self, decoder: Decoder) -> Unrolled:
+        """A decoder as it decodes: made when it is first used."""
+        for known, unrolled in self._unrolled:
+            if known is decoder:
+                return unrolled
+        unrolled = unroll(
+            decoder,
+            dtype=self.precision.compute,
+            weights=self.precision.weights,
+            shard=self._shard,
+        )
+        current = [pair for pair in self._unrolled if pair[0] is self.decoder]
+        self._unrolled = [*current, (decoder, unrolled)]
+        return unrolled
+
     def write(
         self,
         wanted: Sequence[Prompt],
-        sampler: Sampler,
+        sampler: Sampler | Sequence[Sampler],
         seed: int,
         image_tokens: int,
         *,
+        candidates: int = 1,
         classes: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> Iterator[np.ndarray]:
-        """What the decoder writes for each prompt, in order: int32 [T], see `generate`.
+        """What the decoder writes: int32 [T] for each candidate of each prompt, the
+        candidates of a prompt after each other; see `generate`. They come as batches
+        finish, on a terminal with a progress bar.
 
-        A prompt's sample depends on the seed and its number alone. Raises ValueError
+        Several samplers take turns: candidate c is by number c mod s. A sample
+        depends on the seed, the number of its prompt (`numbers`, default 0, 1, …) and
+        of its candidate alone. A prompt is read once for all its candidates, and a
+        stream that is the same in every prompt once for all prompts. Raises ValueError
         for a prompt that does not fit the context, before anything is run.
         """
-        prompts = stack(wanted, self.layout, self.decoder.config.length)
-
-        def run(rows_B: np.ndarray) -> jax.Array:
-            return generate(
-                self.decoder,
-                prompts.take(rows_B),
-                jax.random.key(seed),
-                sampler,
-                self.layout,
-                image_tokens=image_tokens,
-                classes=classes,
-                index_B=rows_B,
-                shard=self._shard,
-                attention=self._attention,
+        each = [sampler] if isinstance(sampler, Sampler) else list(sampler)
+        if not 0 < len(each) <= candidates:
+            raise ValueError(
+                f"candidates={candidates} cannot be split among {len(each)} samplers: "
+                "give at least one candidate for each sampler"
             )
+        numbers_B = np.arange(len(wanted)) if numbers is None else np.asarray(numbers)
+        if numbers_B.shape != (len(wanted),):
+            raise ValueError(
+                f"{len(wanted)} prompts need as many numbers, got {numbers_B.shape}"
+            )
+        prompts = stack(wanted, self.layout, self.decoder.config.length)
+        samplers = [each[c % len(each)] for c in range(candidates)]
+        rows = self._write(
+            prompts, samplers, numbers_B, jax.random.key(seed), image_tokens, classes
+        )
+        bar = tqdm.tqdm(
+            rows,
+            total=len(wanted) * candidates,
+            unit="image" if (prompts.script_GBT == IMAGE).any() else "text",
+            disable=None,  # unless standard error is a terminal
+            leave=False,
+            delay=1,
+        )
+        return iter(bar)
 
-        return self._in_batches(run, len(wanted))
+    def _write(
+        self,
+        prompts: Batch,
+        samplers: list[Sampler],
+        numbers_B: np.ndarray,
+        key: jax.Array,
+        image_tokens: int,
+        classes: Sequence[int] | None,
+    ) -> Iterator[np.ndarray]:
+        count, candidates = len(numbers_B), len(samplers)
+        # As many candidates at a time as go into a batch, in equal parts.
+        together = -(-candidates // -(-candidates // self.batch))
+        size = self._size(count, together)
+        model = self._laid_out(self.decoder)
+        amateur = None if self.amateur is None else self._laid_out(self.amateur)
+        options: dict[str, Any] = dict(
+            amateur=amateur,
+            cache=self.precision.cache,
+            shard=self._shard,
+            attention=self._attention,
+        )
+        known: list[Prefix | None] = []
+        for start in range(0, count, size):
+            rows_P = np.minimum(np.arange(start, start + size), count - 1)
+            batch = prompts.take(rows_P)
+            prefixes = read(model, batch, known=known, **options)
+            known = [
+                prefix if len(tokens_UL) == 1 else None
+                for prefix, tokens_UL in zip(prefixes, prompts.prefix_UL, strict=True)
+            ]
+            parts = []
+            for first in range(0, candidates, together):
+                candidate_C = np.arange(first, first + together)
+                tokens_BT = generate(
+                    model,
+                    batch,
+                    key,
+                    [samplers[min(c, candidates - 1)] for c in candidate_C] * size,
+                    self.layout,
+                    image_tokens=image_tokens,
+                    classes=classes,
+                    index_B=numbers_B[rows_P],
+                    candidate_C=candidate_C,
+                    prefixes=prefixes,
+                    **options,
+                )
+                parts.append(np.asarray(tokens_BT).reshape(size, together, -1))
+            tokens_PCT = np.concatenate(parts, axis=1)[: count - start, :candidates]
+            yield from tokens_PCT.reshape(-1, tokens_PCT.shape[-1])
+
+    def _size(self, prompts: int, candidates: int) -> int:
+        """How many prompts are run together."""
+        size = min(bucket(prompts), max(self.batch // candidates, 1))
+        if prompts == 1:
+            size = 1
+        if size == 1 and candidates % self._split == 0:
+            return size
+        return -(-size // self._split) * self._split
 
     def score(
         self,

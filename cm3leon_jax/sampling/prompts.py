@@ -48,18 +48,29 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Prompts as arrays: `prompt_GBL` padded on the right, `length_GB`, `script_GBT`
-    ended by <pad>. L and T are rounded up so that few shapes are ever compiled."""
+    """B prompts of G streams as arrays, padded on the right by <pad>.
 
-    prompt_GBL: np.ndarray
-    length_GB: np.ndarray
+    Per stream `prefix_UL` is the prompts but for their last tokens, `length_U` and
+    `last_U`. U is B, or 1 for a stream after the first that is the same in all prompts:
+    it is read once for all of them. Each L, and T of `script_GBT`, is rounded up so
+    that few shapes are ever compiled.
+    """
+
+    prefix_UL: tuple[np.ndarray, ...]
+    length_U: tuple[np.ndarray, ...]
+    last_U: tuple[np.ndarray, ...]
     script_GBT: np.ndarray
 
     def take(self, rows_B: np.ndarray) -> Batch:
         """The prompts of these rows; one may come several times."""
+
+        def part(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+            return tuple(a if len(a) == 1 else a[rows_B] for a in arrays)
+
         return Batch(
-            self.prompt_GBL[:, rows_B],
-            self.length_GB[:, rows_B],
+            part(self.prefix_UL),
+            part(self.length_U),
+            part(self.last_U),
             self.script_GBT[:, rows_B],
         )
 
@@ -252,23 +263,26 @@ def stack(prompts: Sequence[Prompt], layout: Layout, limit: int) -> Batch:
                 raise ValueError(f"prompt {i}: an empty stream or unequal scripts")
             if not np.array_equal(_sampled(script), _sampled(prompt.scripts[0])):
                 raise ValueError(f"prompt {i}: its streams sample at other positions")
-    longest = max(len(ids) for p in prompts for ids in p.streams)
-    length = min(bucket(longest), limit)
     steps = bucket(max(len(p.scripts[0]) for p in prompts))
-    shape = (streams, len(prompts))
-    batch = Batch(
-        np.full((*shape, length), layout.pad, np.int32),
-        np.zeros(shape, np.int32),
-        np.full((*shape, steps), layout.pad, np.int32),
-    )
+    script_GBT = np.full((streams, len(prompts), steps), layout.pad, np.int32)
     for b, prompt in enumerate(prompts):
-        for g, (ids, script) in enumerate(
-            zip(prompt.streams, prompt.scripts, strict=True)
-        ):
-            batch.prompt_GBL[g, b, : len(ids)] = ids
-            batch.length_GB[g, b] = len(ids)
-            batch.script_GBT[g, b, : len(script)] = script
-    return batch
+        for g, script in enumerate(prompt.scripts):
+            script_GBT[g, b, : len(script)] = script
+    prefix, length, last = [], [], []
+    for g in range(streams):
+        each = [prompt.streams[g] for prompt in prompts]
+        # Full prompts are not compared: lists of equal ones would be other programs.
+        if g > 0 and all(np.array_equal(ids, each[0]) for ids in each):
+            each = each[:1]
+        longest = max(len(ids) for ids in each) - 1
+        tokens_UL = np.full((len(each), bucket(longest)), layout.pad, np.int32)
+        tokens_UL = tokens_UL[:, : max(limit - 1, 1)]
+        for row_L, ids in zip(tokens_UL, each, strict=True):
+            row_L[: len(ids) - 1] = ids[:-1]
+        prefix.append(tokens_UL)
+        length.append(np.array([len(ids) - 1 for ids in each], np.int32))
+        last.append(np.array([ids[-1] for ids in each], np.int32))
+    return Batch(tuple(prefix), tuple(length), tuple(last), script_GBT)
 
 
 def bucket(length: int) -> int:
