@@ -50,6 +50,46 @@ def test_survives_blur_and_noise(config):
     assert score(config, truth, pictures) >= 0.995
 
 
+def test_perfect_in_the_large_world_under_a_mild_blur():
+    config = WORLDS[0]
+    assert (config.image_size, config.layout, len(config.backgrounds)) == (64, 3, 4)
+    rng = np.random.default_rng(1)
+    for s in scenes(config, 2000, "train"):
+        picture = Image.fromarray(shapes.render(config, s))
+        blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(0.7)), float)
+        noisy = np.clip(blurred + rng.normal(0, 6, blurred.shape), 0, 255)
+        for shown in (np.asarray(picture), noisy.astype(np.uint8)):
+            assert oracle.parse(config, shown) == frozenset(s.objects)
+            assert oracle.background(config, shown) == s.background
+
+
+@pytest.mark.parametrize("config", WORLDS, ids=lambda c: f"{c.image_size}px")
+def test_boxes_and_pixels_of_objects(config):
+    for s in scenes(config, 40):
+        picture = shapes.render(config, s)
+        boxes = oracle.boxes(config, picture)
+        assert set(boxes) == set(s.objects)
+        for (o, own), share in zip(
+            oracle.covered(config, picture), shapes.coverage(config, s), strict=True
+        ):
+            assert (own == (share >= 0.48)).all()
+            x0, y0, x1, y1 = boxes[o]
+            inside = np.zeros_like(own)
+            inside[y0:y1, x0:x1] = True
+            assert not own[~inside].any()
+            assert all(own[edge].any() for edge in ((y0,), (y1 - 1,)))
+            assert own[:, x0].any() and own[:, x1 - 1].any()
+    picture = np.full_like(picture, 255)
+    picture[: config.image_size // config.layout : 2] = 77  # stripes
+    assert oracle.UNKNOWN in {o.shape for o in oracle.boxes(config, picture)}
+
+
+def test_pairs_of_a_text_are_counted():
+    text = "a red circle, a red circle and a blue star; a red object, circles"
+    found = oracle.parse_pairs(text)
+    assert found == {("red", "circle"): 2, ("blue", "star"): 1}
+
+
 def test_wrong_objects_are_never_right():
     config = WORLDS[1]
     truth = scenes(config)

@@ -41,8 +41,8 @@ def scribble(picture_YXC: np.ndarray, seed: int) -> np.ndarray:
         drift = ndimage.gaussian_filter(rng.standard_normal(size), max(size) / 8)
         grid[axis] += drift / (drift.std() + 1e-9) * _WOBBLE * max(size)
     moved = ndimage.map_coordinates(lines.astype(np.float32), grid, order=1) > 0.3
-    if scale >= 2:  # in smaller pictures a pixel is thick enough
-        moved = ndimage.binary_dilation(moved, iterations=round(scale / 2))
+    if scale >= 3:  # in smaller pictures a line is thick enough
+        moved = ndimage.binary_dilation(moved, iterations=round(scale / 3))
     return _white(moved)
 
 

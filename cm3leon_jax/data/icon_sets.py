@@ -122,8 +122,9 @@ _MARKER = "FETCHED.json"
 
 def showable(metadata: dict[str, Any]) -> bool:
     """Whether a record's picture may be committed or shown: only Apache-2.0, MIT and
-    CC0. Sets that ask for attribution or share-alike are for training only."""
-    return metadata.get("licence") in SHOWABLE_LICENCES
+    CC0. Sets that ask for attribution or share-alike are for training only. A scene of
+    several pieces has all of their licences, "Apache-2.0 AND MIT"."""
+    return set(metadata.get("licence", "").split(" AND ")) <= SHOWABLE_LICENCES
 
 
 def fetch(cache: str | os.PathLike[str]) -> Path:

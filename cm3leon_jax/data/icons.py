@@ -93,7 +93,7 @@ class _Icon:
     hidden: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Drawing:
     """A drawing that may be used, before it is rendered.
 
@@ -312,7 +312,7 @@ def _near_duplicates(icons: list[_Icon]) -> dict[str, str]:
 
 def _document(drawing: Drawing, size: int) -> Document | Skipped:
     try:
-        placed = _place(drawing.rgba(size), drawing.id)
+        placed = place(drawing.rgba(size), drawing.id)
     except ValueError as error:
         return Skipped(drawing.id, str(error))
     if placed is None:
@@ -327,7 +327,7 @@ def _document(drawing: Drawing, size: int) -> Document | Skipped:
     )
 
 
-def _place(rgba_YXC: np.ndarray, identity: str) -> tuple[np.ndarray, str] | None:
+def place(rgba_YXC: np.ndarray, identity: str) -> tuple[np.ndarray, str] | None:
     """Lay a drawing on the background drawn by its identity -> (RGB, its name).
 
     Where most of it would not show (white on white) the next background serves:

@@ -13,7 +13,8 @@ names and the geometry constants below with this file, but none of its drawing c
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image as PILImage
@@ -52,9 +53,12 @@ HELD_OUT = frozenset(
     {("red", "triangle"), ("blue", "circle"), ("yellow", "cross"), ("cyan", "star")}
 )
 SPLITS = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
+_ATTEMPTS = 5_000
 _SUPERSAMPLING = 4
 _STAR_INNER_RADIUS = 0.45  # of the outer radius
 _CROSS_ARM = 0.36  # half the width of an arm, of the radius
+
+Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,14 +133,27 @@ def scene(
     With `held_out`, at least one object is a pair of `HELD_OUT`, else none is.
     """
     rng = np.random.default_rng([seed, SPLITS[split].start, held_out])
+    return draw(config, split, rng, held_out=held_out)
+
+
+def draw(
+    config: ShapesConfig,
+    split: str | None,
+    rng: np.random.Generator,
+    *,
+    held_out: bool = False,
+    count: int | None = None,
+) -> Scene:
+    """The next scene of `split` (None: of any) that `rng` comes to, with `count`
+    objects (None: as many as it comes to); `held_out` as in `scene`."""
     pairs = list(itertools.product(config.colours, config.shapes))
     seen = [pair for pair in pairs if pair not in HELD_OUT]
     unseen = [pair for pair in pairs if pair in HELD_OUT]
     if held_out and not unseen:
         raise ValueError("this world has no held-out pair of colour and shape")
     while True:
-        count = rng.integers(1, config.max_objects + 1)
-        cells = sorted(rng.choice(config.layout**2, size=count, replace=False))
+        some = rng.integers(1, config.max_objects + 1) if count is None else count
+        cells = sorted(rng.choice(config.layout**2, size=some, replace=False))
         objects = []
         for i, cell in enumerate(cells):
             choices = unseen if held_out and i == 0 else seen
@@ -144,38 +161,78 @@ def scene(
             size = tuple(RADIUS)[rng.integers(len(RADIUS))]
             objects.append(Object(int(cell), size, colour, shape))
         background = config.backgrounds[rng.integers(len(config.backgrounds))]
-        digest = hashlib.sha256(repr(objects).encode()).digest()
-        if int.from_bytes(digest[:4], "big") % 100 in SPLITS[split]:
+        if split is None or owns(split, objects):
             return Scene(tuple(objects), background)
+
+
+def owns(split: str, objects: Sequence[Object]) -> bool:
+    """Whether this arrangement of objects, sorted by cell, belongs to `split`."""
+    digest = hashlib.sha256(repr(list(objects)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") % 100 in SPLITS[split]
+
+
+def allowed(config: ShapesConfig, split: str, objects: Sequence[Object]) -> bool:
+    """Whether `scene` could have drawn these objects (sorted by cell) for `split`."""
+    return (
+        1 <= len(objects) <= config.max_objects
+        and not HELD_OUT & {(o.colour, o.shape) for o in objects}
+        and owns(split, objects)
+    )
+
+
+def search(attempt: Callable[[], Found | None], what: str) -> Found:
+    """The first of many random attempts that gives something; ValueError if none."""
+    for _ in range(_ATTEMPTS):
+        found = attempt()
+        if found is not None:
+            return found
+    raise ValueError(
+        f"shapes: no {what} in {_ATTEMPTS:,} attempts: this world is too small for it, "
+        "allow more shapes, colours or objects"
+    )
 
 
 def render(config: ShapesConfig, scene: Scene) -> np.ndarray:
     """Draws the scene anti-aliased: uint8 [Y, X, 3]."""
+    fills = [COLOURS[o.colour] for o in scene.objects]
+    return _paint(config, scene.objects, fills, BACKGROUNDS[scene.background])
+
+
+def coverage(config: ShapesConfig, scene: Scene) -> np.ndarray:
+    """The share of every pixel that each object covers: float32 [objects, Y, X]."""
+    white, black = (255, 255, 255), (0, 0, 0)
+    inks = [_paint(config, [o], [white], black)[..., 0] for o in scene.objects]
+    return np.stack(inks).astype(np.float32) / 255
+
+
+def _paint(
+    config: ShapesConfig, objects: Sequence[Object], fills: Sequence, ground: tuple
+) -> np.ndarray:
     side = config.image_size * _SUPERSAMPLING
-    picture = PILImage.new("RGB", (side, side), BACKGROUNDS[scene.background])
-    draw = ImageDraw.Draw(picture)
+    picture = PILImage.new("RGB", (side, side), ground)
+    pen = ImageDraw.Draw(picture)
     cell = side / config.layout
-    for o in scene.objects:
+    for o, fill in zip(objects, fills, strict=True):
         x = (o.cell % config.layout + 0.5) * cell
         y = (o.cell // config.layout + 0.5) * cell
-        _draw(draw, o.shape, x, y, RADIUS[o.size] * cell, COLOURS[o.colour])
+        _draw(pen, o.shape, x, y, RADIUS[o.size] * cell, fill)
     size = (config.image_size, config.image_size)
     return np.asarray(picture.resize(size, PILImage.Resampling.BOX))
 
 
-def _draw(draw: ImageDraw.ImageDraw, shape: str, x, y, r, colour) -> None:
+def _draw(pen: ImageDraw.ImageDraw, shape: str, x, y, r, colour) -> None:
     """Draws one shape of half extent r around (x, y), in supersampled pixels."""
     if shape == "circle":
-        draw.ellipse((x - r, y - r, x + r - 1, y + r - 1), fill=colour)
+        pen.ellipse((x - r, y - r, x + r - 1, y + r - 1), fill=colour)
     elif shape == "square":
         s = 0.86 * r
-        draw.rectangle((x - s, y - s, x + s - 1, y + s - 1), fill=colour)
+        pen.rectangle((x - s, y - s, x + s - 1, y + s - 1), fill=colour)
     elif shape == "cross":
         a = _CROSS_ARM * r
-        draw.rectangle((x - r, y - a, x + r - 1, y + a - 1), fill=colour)
-        draw.rectangle((x - a, y - r, x + a - 1, y + r - 1), fill=colour)
+        pen.rectangle((x - r, y - a, x + r - 1, y + a - 1), fill=colour)
+        pen.rectangle((x - a, y - r, x + a - 1, y + r - 1), fill=colour)
     else:
-        draw.polygon([(x + r * u, y + r * v) for u, v in outline(shape)], fill=colour)
+        pen.polygon([(x + r * u, y + r * v) for u, v in outline(shape)], fill=colour)
 
 
 def outline(shape: str) -> list[tuple[float, float]]:

@@ -10,6 +10,7 @@ and under the blur of a tokenizer, before any model is scored with it.
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,6 +22,7 @@ UNKNOWN = "unknown"
 _POINTS = 8  # sub-pixel samples per side
 _UNEXPLAINED = 0.35  # of the nearest object's energy: above, it is no known object
 _VISIBLE = 40  # colour levels off the background: less is blur or noise, not paint
+_HALF = 0.47  # of an object's colour: half, but for rounding
 _SPECK = 0.25  # of the smallest template's energy: an empty cell may hold that much
 
 
@@ -111,6 +113,46 @@ def parse(config: ShapesConfig, picture: np.ndarray) -> frozenset[Object]:
         else:
             found.add(Object(cell, UNKNOWN, UNKNOWN, UNKNOWN))
     return frozenset(found)
+
+
+def covered(
+    config: ShapesConfig, picture: np.ndarray
+) -> list[tuple[Object, np.ndarray]]:
+    """The objects of a picture, each with the pixels that are at least half its own:
+    bool [Y, X]. Of an unknown one, all that are not background."""
+    ground = np.array(shapes.BACKGROUNDS[background(config, picture)], np.float64)
+    found = []
+    for o in sorted(parse(config, picture)):
+        window = _windows(config)[o.cell]
+        pixels = picture[window] - ground
+        if o.colour == UNKNOWN:
+            own = (pixels**2).sum(-1) > _VISIBLE**2
+        else:
+            ink = np.array(shapes.COLOURS[o.colour]) - ground
+            own = pixels @ ink >= _HALF * (ink @ ink)
+        whole = np.zeros(picture.shape[:2], bool)
+        whole[window] = own
+        found.append((o, whole))
+    return found
+
+
+def boxes(
+    config: ShapesConfig, picture: np.ndarray
+) -> dict[Object, tuple[int, int, int, int]]:
+    """The smallest box around each object: x0, y0, x1, y1, the last two exclusive."""
+    found = {}
+    for o, own in covered(config, picture):
+        y, x = np.nonzero(own)
+        if len(y):
+            corners = x.min(), y.min(), x.max() + 1, y.max() + 1
+            found[o] = tuple(int(corner) for corner in corners)
+    return found
+
+
+def parse_pairs(text: str) -> Counter[tuple[str, str]]:
+    """How often a text names each colour and shape, as short captions do."""
+    pattern = rf"\b({'|'.join(shapes.COLOURS)}) ({'|'.join(shapes.SHAPES)})\b"
+    return Counter(re.findall(pattern, text))
 
 
 def parse_caption(config: ShapesConfig, text: str) -> frozenset[Object]:
