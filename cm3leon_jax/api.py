@@ -6,24 +6,26 @@ uint8 arrays of any mode and size, and go out as PIL images of the tokenizer's s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax
+import numpy as np
 from PIL import Image as Pillow
 
-from cm3leon_jax import encoders, pretrained
+from cm3leon_jax import encoders, instructed, pretrained
+from cm3leon_jax import workdir as workdirs
 from cm3leon_jax.codec import HOLE, Codec, load_image_tokenizer, load_text_tokenizer
 from cm3leon_jax.context import Retrieve
 from cm3leon_jax.data.documents import Document
-from cm3leon_jax.inputs import Picture, Region, listed
-from cm3leon_jax.models.decoder import Decoder, abstract
+from cm3leon_jax.inputs import Box, Picture, Region, listed
+from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
-from cm3leon_jax.parallel.rules import shardings
 from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.system import System
-from cm3leon_jax.training import checkpoint as checkpoints
+from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
+from cm3leon_jax.training.parts import EVERYTHING, Parts, load_finished
 from cm3leon_jax.writer import Options, TextOptions, Writer
 
 
@@ -38,6 +40,10 @@ class CM3Leon:
     write texts `TextOptions`: also `max_text`, `candidates`. A text that was cut when
     it had `max_text` pieces ends in "…". `context.fallbacks` counts documents that were
     to be retrieved and could not be had.
+
+    `tasks` are those that the decoder was tuned on; what needs one of them raises
+    ValueError without it. Their `wording` is a number of `Task.wordings` in
+    `data/task_templates.py`, where 0 is one that training uses.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class CM3Leon:
         mesh: jax.sharding.Mesh | None = None,
         batch: int = 64,
         memory: Memory | None = None,
+        tasks: Collection[str] = (),
     ):
         picture = system.image_tokenizer.model
         wanted = (picture.image_size, (picture.grid, picture.grid))
@@ -61,22 +68,27 @@ class CM3Leon:
         self.system, self.decoder = system, decoder
         self.codec, self.layout = codec, system.layout
         self.writer = Writer(
-            system, decoder, codec, mesh=mesh, batch=batch, memory=memory
+            *(system, decoder, codec),
+            mesh=mesh,
+            batch=batch,
+            memory=memory,
+            tasks=tasks,
         )
-        self.context = self.writer.context
+        self.engine, self.context = self.writer.engine, self.writer.context
 
     @classmethod
     def load(
         cls,
         workdir: str | Path,
-        checkpoint: str = "pretrain",
+        checkpoint: str | None = None,
         *,
         mesh: MeshConfig | None = None,
         batch: int = 64,
         bank: str | Path = "bank",
     ) -> CM3Leon:
-        """Reads a work directory. `checkpoint` is a folder of it, or `FOLDER@STEP`,
-        and so is `bank`, of a system with retrieval; it may be any folder.
+        """Reads a work directory. `checkpoint` is a folder of it, or `FOLDER@STEP`:
+        None is "sft" once that stage has finished, else "pretrain". `bank` is a folder
+        too, of a system with retrieval; it may be any folder.
 
         `mesh` None is that of the config. Raises FileNotFoundError for what is missing
         there (naming the stage to run) and ValueError where checkpoint or tokenizers
@@ -84,23 +96,30 @@ class CM3Leon:
         """
         workdir = Path(workdir)
         system = System.load(workdir)
+        if checkpoint is None:
+            tuned = (workdir / "sft" / workdirs.DONE).is_file()
+            checkpoint = "sft" if tuned else "pretrain"
         folder, _, step = checkpoint.partition("@")
         if step and not step.isdigit():
             raise ValueError(f"checkpoint={checkpoint!r}: the step is not a number")
         devices = make_mesh(system.mesh if mesh is None else mesh)
-        shapes = abstract(system.decoder_config)
-        decoder = checkpoints.load_model(
+        # What came after pretraining was tuned on the tasks of the section `sft`.
+        sft = None if folder == "pretrain" else system.sft
+        decoder = load_finished(
             workdir / folder,
-            jax.tree.map(
-                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-                shapes,
-                shardings(shapes, devices, system.rules),
-            ),
-            int(step) if step else None,
+            system.decoder_config,
+            EVERYTHING if sft is None else Parts(sft.parts, system.layout),
+            ema=sft is not None and sft.ema > 0,
+            mesh=devices,
+            rules=system.rules,
+            step=int(step) if step else None,
             settings=system.checkpoint_settings,
         )
         codec = Codec(
-            system.layout, load_text_tokenizer(workdir), load_image_tokenizer(workdir)
+            system.layout,
+            load_text_tokenizer(workdir),
+            load_image_tokenizer(workdir),
+            _masks(system),
         )
         memory = None
         if system.retrieval is not None:
@@ -110,7 +129,13 @@ class CM3Leon:
                 skip_above=system.retrieval.skip_above,
                 mesh=devices,
             )
-        return cls(system, decoder, codec, mesh=devices, batch=batch, memory=memory)
+        return cls(
+            *(system, decoder, codec),
+            mesh=devices,
+            batch=batch,
+            memory=memory,
+            tasks=() if sft is None else sft.names,
+        )
 
     @property
     def memory(self) -> Memory | None:
@@ -136,10 +161,60 @@ class CM3Leon:
         return pretrained.text_to_image(self.writer, prompts, **options)
 
     def caption(
-        self, images: Iterable[Picture], **options: Unpack[TextOptions]
+        self,
+        images: Iterable[Picture],
+        *,
+        style: str = "short",
+        wording: int = 0,
+        **options: Unpack[TextOptions],
     ) -> list[str]:
-        """A caption of every picture, usually of at most 64 pieces."""
-        return pretrained.caption(self.writer, images, **options)
+        """A caption of every picture: "short" (usually at most 64 pieces; every
+        checkpoint can), "detailed" (128) or "long" (256)."""
+        tuned = "caption_short" in self.writer.tasks
+        if style == "short" and wording == 0 and not tuned:
+            return pretrained.caption(self.writer, images, **options)
+        return instructed.caption(self.writer, images, style, wording, **options)
+
+    def answer(
+        self,
+        images: Iterable[Picture],
+        questions: Iterable[str],
+        *,
+        wording: int = 0,
+        **options: Unpack[TextOptions],
+    ) -> list[str]:
+        """The answer to a question about each picture."""
+        return instructed.answer(self.writer, images, questions, wording, **options)
+
+    def science(
+        self,
+        images: Iterable[Picture],
+        questions: Iterable[str],
+        choices: Iterable[Sequence[str]],
+        *,
+        contexts: Iterable[str] | None = None,
+        **options: Unpack[TextOptions],
+    ) -> list[str]:
+        """Which of the choices answers a question about each picture: "(A)", "(B)", …
+        `contexts` say what else is known."""
+        return instructed.science(
+            self.writer, images, questions, choices, contexts, **options
+        )
+
+    def explain(
+        self,
+        images: Iterable[Picture],
+        questions: Iterable[str],
+        choices: Iterable[Sequence[str]],
+        *,
+        contexts: Iterable[str] | None = None,
+        **options: Unpack[TextOptions],
+    ) -> list[tuple[str, str]]:
+        """As `science`, thought out first: (explanation, choice), the choice empty
+        where the explanation came to no end."""
+        return instructed.explain(
+            self.writer, images, questions, choices, contexts, **options
+        )
 
     def infill(
         self,
@@ -173,6 +248,101 @@ class CM3Leon:
         documents = listed(items, Document, "images_or_documents")
         return pretrained.infill_documents(self.writer, documents, **options)
 
+    def edit(
+        self,
+        images: Iterable[Picture],
+        instructions: Iterable[str],
+        *,
+        regions: Iterable[Region] | None = None,
+        wording: int = 0,
+        **options: Unpack[Options],
+    ) -> list[Pillow.Image]:
+        """Every picture, changed as it is said.
+
+        Within `regions`, if there are any: one for each, a box (x0, y0, x1, y1) or a
+        mask (bool [Y, X]) in the picture's own pixels; all code cells outside it are
+        copied. Guidance of two scales is (text, picture), by default (7.5, 1.5) as in
+        paper section 1.12; of one, it weighs both together.
+        """
+        return instructed.edit(
+            self.writer, images, instructions, regions, wording, **options
+        )
+
+    def control(
+        self,
+        images: Iterable[Picture],
+        kind: str,
+        prompts: Iterable[str] | None = None,
+        *,
+        strength: float = 1.0,
+        wording: int = 0,
+        **options: Unpack[Options],
+    ) -> list[Pillow.Image]:
+        """A picture for every control picture, and prompt if there are any.
+
+        `kind` is what the control pictures are. Aligned with what is to be drawn:
+        "edge", "scribble" (white on black), "segmentation" (in the palette of
+        `data/controls.py`, or labels [Y, X] as `segment` gives them), "depth", "hed",
+        "pose", "normal". Or pictures of which the "style", "composition" or "content"
+        is taken, as much as `strength` in (0, 1] says: by thirds.
+        """
+        return instructed.control(
+            self.writer, images, kind, prompts, strength, wording, **options
+        )
+
+    def ground(
+        self,
+        prompts: Iterable[str],
+        boxes: Iterable[Sequence[tuple[str, Box]]],
+        *,
+        wording: int = 0,
+        **options: Unpack[Options],
+    ) -> list[Pillow.Image]:
+        """A picture for every prompt with things in their places: for each prompt a
+        list of (phrase, (x0, y0, x1, y1)) in pixels of the picture that is made."""
+        return instructed.ground(self.writer, prompts, boxes, wording, **options)
+
+    def write(
+        self,
+        contents: Iterable[str],
+        *,
+        wording: int = 0,
+        **options: Unpack[Options],
+    ) -> list[Pillow.Image]:
+        """A picture of every text, spelt out."""
+        return instructed.write(self.writer, contents, wording, **options)
+
+    def variation(
+        self, images: Iterable[Picture], *, wording: int = 0, **options: Unpack[Options]
+    ) -> list[Pillow.Image]:
+        """Another picture of the same, for every picture."""
+        return instructed.variation(self.writer, images, wording, **options)
+
+    def segment(
+        self, images: Iterable[Picture], *, wording: int = 0, **options: Unpack[Options]
+    ) -> list[np.ndarray]:
+        """Every picture's labels, int32 [Y, X] of its centred square in the tokenizer's
+        size; `classes` are their names."""
+        return instructed.segment(self.writer, images, wording, **options)
+
+    def instruct(
+        self,
+        task: str,
+        fields: Iterable[Mapping[str, Any]],
+        *,
+        wording: int = 0,
+        **options: Unpack[Options],
+    ) -> list[str] | list[Pillow.Image] | list[np.ndarray]:
+        """Any task of `data/task_templates.py`, new ones too: the fields of each prompt
+        by name, but for what is to be written. Texts, pictures or labels come back."""
+        return instructed.instruct(self.writer, task, fields, wording, **options)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels of `segment`: label 0 is the background."""
+        masks = self.codec.masks
+        return () if masks is None else masks.classes
+
     def generate(
         self,
         documents: Iterable[Document],
@@ -199,3 +369,14 @@ class CM3Leon:
         """log p(document) in nats, each read as `<eos> document <eos>`, given the
         documents retrieved for it, if any."""
         return pretrained.log_likelihood(self.writer, documents, retrieve)
+
+
+def _masks(system: System) -> SegmentationTokenizer | None:
+    """The grid of classes of a system whose vocabulary has any."""
+    if system.sft is None:
+        return None
+    names = system.sft.class_names(system.data.source, system.source)
+    if not 2 <= len(names) <= system.vocabulary.classes:
+        return None
+    side = system.sft.class_grid * system.image_tokenizer.model.grid
+    return SegmentationTokenizer(side, names)

@@ -10,15 +10,17 @@ import numpy as np
 from PIL import Image as Pillow
 
 from cm3leon_jax import workdir as workdirs
-from cm3leon_jax.data import pictures, tokenization
-from cm3leon_jax.data.documents import Document, Image, Segment, Text
+from cm3leon_jax.data import controls, pictures, tokenization
+from cm3leon_jax.data.documents import Document, Image, Mask, Segment, Text
 from cm3leon_jax.inputs import Picture, Region, listed, mask_of, pillow, touched
 from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.tokenizers.image import ImageTokenizer
+from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
 from cm3leon_jax.tokenizers.text import TextTokenizer
 from cm3leon_jax.vocab import Layout
 
 Parts = list[np.ndarray | None]  # runs of ids, None for every hole
+Piece = Segment | tuple[str, ...]  # the texts around the holes of a text
 HOLE = "<mask>"  # in the text of a document: what is to be written
 
 
@@ -35,45 +37,53 @@ def load_image_tokenizer(workdir: Path) -> ImageTokenizer:
 
 
 class Codec:
-    """Both tokenizers over one layout.
+    """All tokenizers over one layout; `masks` None: this system has no class tokens.
 
     Pictures are PIL images or uint8 arrays of any mode and size; they are fitted to the
     image tokenizer's square. Raises ValueError, naming which entry of a list is wrong.
     """
 
-    def __init__(self, layout: Layout, text: TextTokenizer, image: ImageTokenizer):
+    def __init__(
+        self,
+        layout: Layout,
+        text: TextTokenizer,
+        image: ImageTokenizer,
+        masks: SegmentationTokenizer | None = None,
+    ):
         tokenization.check_sizes(text, image, layout)
-        self.layout, self.text, self.image = layout, text, image
+        self.layout, self.text, self.image, self.masks = layout, text, image, masks
         self.image_tokens = image.grid[0] * image.grid[1]
 
     # Documents -> ids.
 
-    def parts(self, documents: Sequence[Document]) -> list[Parts]:
-        """Every document as runs of ids; all their pictures are encoded together."""
+    def parts(self, rows: Sequence[Sequence[Piece]]) -> list[Parts]:
+        """Rows of segments as runs of ids, joined by <break>; the pictures of all rows
+        are encoded together. A text with holes is a tuple of the texts around them."""
         fresh = [
             segment.array
-            for document in documents
-            for segment in document.segments
+            for row in rows
+            for segment in row
             if isinstance(segment, Image)
             and segment.codes is None
             and segment.array is not None
         ]
         codes = iter(self.image.encode(self.arrays(fresh)) if fresh else ())
-        return [self._parts(d, i, codes) for i, d in enumerate(documents)]
+        return [self._parts(row, i, codes) for i, row in enumerate(rows)]
 
     def _parts(
-        self, document: Document, number: int, encoded: Iterator[np.ndarray]
+        self, row: Sequence[Piece], number: int, encoded: Iterator[np.ndarray]
     ) -> Parts:
         parts: Parts = []
-        for n, segment in enumerate(document.segments):
+        for n, segment in enumerate(row):
             if n:
                 parts.append(np.array([self.layout.brk], np.int32))
-            if isinstance(segment, Text):
-                *before_holes, last = segment.text.split(HOLE)
-                for piece in before_holes:
-                    # Pieces begin with their space: it belongs to what is missing.
-                    parts += [self._text_ids(piece.removesuffix(" ")), None]
-                parts.append(self._text_ids(last))
+            if isinstance(segment, tuple):
+                first, *after_holes = segment
+                parts.append(self._text_ids(first))
+                for text in after_holes:
+                    parts += [None, self._text_ids(text)]
+            elif isinstance(segment, Text):
+                parts.append(self._text_ids(segment.text))
             elif isinstance(segment, Image):
                 codes = next(encoded) if segment.codes is None else segment.codes
                 if codes.shape != self.image.grid:
@@ -83,15 +93,26 @@ class Codec:
                     )
                 parts.append(self.layout.image_ids(codes).reshape(-1))
             else:
-                raise ValueError(
-                    f"document {number} has a mask: this model was not trained on masks"
-                )
+                parts.append(self._class_ids(segment, number))
         return parts
+
+    def _class_ids(self, mask: Mask, number: int) -> np.ndarray:
+        if self.masks is None:
+            raise ValueError(
+                f"document {number} has a mask: this model was not trained on masks"
+            )
+        codes = mask.codes
+        if codes is None:
+            try:
+                codes = self.masks.encode(np.asarray(mask.array))
+            except ValueError as error:
+                raise ValueError(f"document {number}: {error}") from error
+        return self.layout.class_ids(codes).reshape(-1)
 
     def ids(self, documents: Sequence[Document]) -> list[np.ndarray]:
         """Every document as int32 ids, without the outer <eos>; no holes."""
         rows = []
-        for i, parts in enumerate(self.parts(documents)):
+        for i, parts in enumerate(self.parts([holed(d) for d in documents])):
             known = [part for part in parts if part is not None]
             if len(known) < len(parts):
                 raise ValueError(f"document {i} has a {HOLE}: that is for `infill`")
@@ -165,6 +186,27 @@ class Codec:
             [pictures.fit(pillow(image, i), size) for i, image in enumerate(images)]
         )
 
+    def coloured(self, image: Picture, number: int) -> Picture:
+        """A class map as a picture in the palette of training (`data/controls.py`).
+
+        Integers [Y, X] are labels; anything else is a picture already.
+        """
+        if not (isinstance(image, np.ndarray) and image.ndim == 2):
+            return image
+        if image.dtype.kind not in "iu" or image.size == 0:
+            return image
+        if self.masks is None:
+            raise ValueError(
+                f"picture {number} is labels, but this system has no classes: give a "
+                "picture of the class map"
+            )
+        try:
+            made = controls.class_picture(image, len(self.masks.classes))
+        except ValueError as error:
+            raise ValueError(f"picture {number}: {error}") from error
+        nearest = Pillow.Resampling.NEAREST
+        return pictures.fit(Pillow.fromarray(made), self.image.image_size, nearest)
+
     def first_picture(self, document: Document) -> np.ndarray | None:
         """Of a document, uint8 [Y, X, 3] in the tokenizer's size; None without one."""
         for segment in document.segments:
@@ -179,16 +221,23 @@ class Codec:
     ) -> tuple[np.ndarray, np.ndarray]:
         """A picture without what is in a region of its own (upright) pixels: uint8
         [Y, X, 3] in the tokenizer's size, and the cells that the region touches."""
+        # Blanked before it is resized too: that spreads pixels over the cells' edges.
+        greyed, cells = self.greyed(image, region, number)
+        return regions.blank(greyed[None], cells[None])[0], cells
+
+    def greyed(
+        self, image: Picture, region: Region, number: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `hidden`, but with mid-grey for exactly the region's pixels: cells that it
+        touches may still show some of the picture."""
         picture = pillow(image, number)
         mask = mask_of(region, picture, number)
         cells = touched(mask, self.image.grid)
         if not cells.any():
             raise ValueError(f"mask {number} lies outside the centre square in use")
-        # Blanked before it is resized too: that spreads pixels over the cells' edges.
         pixels = np.array(pictures.rgb(picture))
         pixels[mask] = regions.GREY
-        fitted = pictures.fit(Pillow.fromarray(pixels), self.image.image_size)
-        return regions.blank(fitted[None], cells[None])[0], cells
+        return pictures.fit(Pillow.fromarray(pixels), self.image.image_size), cells
 
     def paint(self, codes_BYX: np.ndarray) -> list[Pillow.Image]:
         pixels = self.image.decode(np.asarray(codes_BYX, np.int32))
@@ -232,6 +281,18 @@ def _appended(
         if segment is not None:
             segments.append(segment)
     return tuple(segments)
+
+
+def holed(document: Document) -> list[Piece]:
+    """The segments of a document, its holes seen. Pieces of text begin with their
+    space: that before a hole belongs to what is missing."""
+    found: list[Piece] = []
+    for segment in document.segments:
+        if isinstance(segment, Text) and HOLE in segment.text:
+            *before, last = segment.text.split(HOLE)
+            segment = (*(text.removesuffix(" ") for text in before), last)
+        found.append(segment)
+    return found
 
 
 def unended(document: Document) -> Document:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,10 @@ def pillow(image: Any, number: int) -> Pillow.Image:
             return ImageOps.exif_transpose(image)
         except Exception as error:  # damaged files raise a dozen unrelated types
             raise ValueError(f"picture {number} cannot be read: {error}") from error
+    if isinstance(image, str | Path):
+        raise ValueError(
+            f"picture {number} is {str(image)!r}: open it with PIL.Image.open"
+        )
     array = np.asarray(image)
     if (
         array.dtype != np.uint8

@@ -12,7 +12,7 @@ from typing import Unpack
 import numpy as np
 from PIL import Image as Pillow
 
-from cm3leon_jax.codec import HOLE, unended
+from cm3leon_jax.codec import HOLE, holed, unended
 from cm3leon_jax.context import Retrieve
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.inputs import Picture, Region, as_many, listed
@@ -26,6 +26,7 @@ from cm3leon_jax.writer import (
     Telling,
     TextOptions,
     Writer,
+    sampler_for,
 )
 
 CUT = "…"  # after a text that has as many pieces as it may: it goes on
@@ -106,7 +107,7 @@ def infill_pictures(
 def infill_documents(
     writer: Writer, documents: Sequence[Document], **options: Unpack[TextOptions]
 ) -> list[Document]:
-    parts = writer.codec.parts(documents)
+    parts = writer.codec.parts([holed(document) for document in documents])
     for i, runs in enumerate(parts):
         if not any(run is None for run in runs):
             raise ValueError(f"document {i} has no {HOLE} in its text")
@@ -147,12 +148,7 @@ def generate(
     sampler: Sampler | None = None,
     seed: int = 0,
 ) -> list[Document]:
-    sampler = sampler or Sampler(top_p=0.9)
-    if sampler.streams > 1:
-        raise ValueError(
-            f"sampler.guidance={sampler.guidance}: guidance has nothing to guide in "
-            "free generation; use guidance=1"
-        )
+    sampler = sampler_for(sampler, Sampler(top_p=0.9), 1, "free generation")
     if min(images, max_text) < 0 or images == max_text == 0:
         raise ValueError(
             f"images={images} and max_text={max_text} must be at least 0, and not "

@@ -102,13 +102,19 @@ class ImageTokenizerConfig:
 class SamplingConfig:
     """The sampler that each task uses unless a caller gives another.
 
-    `text_candidates`: so many captions or fillings of holes are written, of which the
-    likeliest is taken.
+    `caption` is for holes in documents too; `text_to_image` for other pictures without
+    a given one, `control` for those with one that are not edits. `text_candidates`: so
+    many texts are written, of which the likeliest is taken. Guidance of edits (of text
+    and picture) and of control is the paper's (section 1.12).
     """
 
     text_to_image: Sampler
     caption: Sampler
     infill: Sampler
+    answer: Sampler = Sampler(temperature=0.0)
+    edit: Sampler = Sampler(guidance=(7.5, 1.5))
+    control: Sampler = Sampler(guidance=3.0)
+    segment: Sampler = Sampler(temperature=0.0)
     text_candidates: int = 1
 
     def __post_init__(self):
@@ -116,11 +122,13 @@ class SamplingConfig:
             raise ValueError(
                 f"sampling.text_candidates={self.text_candidates} must be positive"
             )
-        if self.caption.streams != 1:
-            raise ValueError(
-                f"sampling.caption.guidance={self.caption.guidance}: captions have no "
-                "prompt to be guided by, leave it at 1"
-            )
+        for name in ("caption", "answer", "segment"):
+            sampler: Sampler = getattr(self, name)
+            if sampler.streams != 1:
+                raise ValueError(
+                    f"sampling.{name}.guidance={sampler.guidance}: there is no prompt "
+                    "to be guided by, leave it at 1"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

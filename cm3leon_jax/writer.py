@@ -7,7 +7,7 @@ retrieved for them, samplers and streams chosen, and tokens read back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -24,6 +24,7 @@ from cm3leon_jax.sampling.engine import Engine
 from cm3leon_jax.sampling.prompts import Prompt
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import System
+from cm3leon_jax.vocab import Layout
 
 SHORT = 24  # pieces of a text, before retrieved documents take the place
 
@@ -74,17 +75,20 @@ class Drawing:
 class Telling:
     """Holes in a document, to be filled with text.
 
-    `parts` are its runs of ids, None for every hole. `text` and `image` are what
-    documents are retrieved by.
+    `parts` are its runs of ids, None for every hole; `last`: the one hole is its end,
+    and what is written there ends it. `text` and `image` are what documents are
+    retrieved by.
     """
 
     parts: Parts
+    last: bool = False
     text: str | None = None
     image: np.ndarray | None = None
 
 
 class Writer:
-    """A decoder with its tokenizers and samplers, over a mesh."""
+    """A decoder with its tokenizers and samplers, over a mesh; `tasks` are those that
+    the decoder was tuned on."""
 
     def __init__(
         self,
@@ -95,7 +99,9 @@ class Writer:
         mesh: jax.sharding.Mesh | None,
         batch: int,
         memory: Memory | None,
+        tasks: Collection[str] = (),
     ):
+        self.tasks = frozenset(tasks)
         self.system, self.codec, self.layout = system, codec, system.layout
         self.limit = system.decoder_config.length
         self.engine = Engine(decoder, system.layout, system.rules, mesh, batch)
@@ -113,7 +119,9 @@ class Writer:
     ) -> list[Pillow.Image]:
         """A picture for each; `task` is how messages call it."""
         whole = [drawing.prompt for drawing in wanted]
-        sampler = _sampler(sampler, default, min(len(p.streams) for p in whole), task)
+        sampler = sampler_for(
+            sampler, default, min(len(p.streams) for p in whole), task
+        )
         prompts = [forms.keep(prompt, sampler.streams) for prompt in whole]
         rows = self._rows(retrieve, wanted)
         grid, codes = self.codec.image.grid, []
@@ -140,17 +148,17 @@ class Writer:
     ) -> tuple[list[list[np.ndarray]], int]:
         """The text pieces of every hole of each, and how many there may be: a text of
         that length was cut. `usual` is the longest that `task` usually needs."""
-        sampler = _sampler(sampler, default, 1, task)
+        sampler = sampler_for(sampler, default, 1, task)
         candidates = self._candidates(candidates, sampler)
         rows = self._rows(retrieve, wanted)
         if max_text is None:
             max_text = self._room(wanted, rows, usual)
-        bare = [forms.text_infill(self.layout, t.parts, max_text) for t in wanted]
+        bare = [self._text_form(telling, max_text) for telling in wanted]
         prompts = self.context.before(bare, rows)
         every = [prompt for prompt in prompts for _ in range(candidates)]
+        read = forms.texts if not wanted[0].last else _only_text
         texts = [
-            forms.texts(tokens, self.layout)
-            for tokens in self.tokens(every, sampler, seed)
+            read(tokens, self.layout) for tokens in self.tokens(every, sampler, seed)
         ]
         if candidates > 1:
             whole, starts = [], []
@@ -166,11 +174,38 @@ class Writer:
             texts = [texts[i] for i in best]
         return texts, max_text
 
+    def label(
+        self,
+        wanted: Sequence[Drawing],
+        default: Sampler,
+        task: str,
+        *,
+        retrieve: Retrieve = 0,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+    ) -> list[np.ndarray]:
+        """The classes that are drawn for each, in raster order."""
+        sampler = sampler_for(sampler, default, 1, task)
+        bare = [forms.keep(drawing.prompt, 1) for drawing in wanted]
+        prompts = self.context.before(bare, self._rows(retrieve, wanted))
+        classes = range(len(self.codec.masks.classes)) if self.codec.masks else None
+        written = self.engine.write(
+            *(prompts, sampler, seed, self.codec.image_tokens), classes=classes
+        )
+        inside = self.layout.classes
+        return [self.layout.labels(t[forms.inside(t, inside)]) for t in written]
+
     def tokens(
         self, wanted: Sequence[Prompt], sampler: Sampler, seed: int
     ) -> Iterator[np.ndarray]:
         """What the decoder writes for each prompt, in order: tokens [T]."""
         return self.engine.write(wanted, sampler, seed, self.codec.image_tokens)
+
+    def _text_form(self, telling: Telling, max_text: int) -> Prompt:
+        if not telling.last:
+            return forms.text_infill(self.layout, telling.parts, max_text)
+        known = [part for part in telling.parts if part is not None]
+        return forms.last_text(self.layout, known, max_text)
 
     def _rows(
         self, retrieve: Retrieve, wanted: Sequence[Drawing] | Sequence[Telling]
@@ -215,20 +250,25 @@ class Writer:
         return np.concatenate([before, *body, [self.layout.eos]])
 
 
-def _sampler(
+def _only_text(tokens_T: np.ndarray, layout: Layout) -> list[np.ndarray]:
+    return [forms.first_text(tokens_T, layout)]
+
+
+def sampler_for(
     given: Sampler | None, default: Sampler, streams: int, task: str
 ) -> Sampler:
     """The sampler of prompts that have so many streams.
 
-    Raises ValueError where a caller asks for guidance and there is one stream; that of
-    the config may be meant for the same task with a text.
+    Raises ValueError where a caller asks for guidance or contrast and there is but one
+    stream; that of the config may be meant for the same task with a text.
     """
     sampler = given or default
     if streams > 1 or sampler.streams == 1:
         return sampler
     if given not in (None, default):
         raise ValueError(
-            f"sampler.guidance={sampler.guidance}: guidance has nothing to guide in "
-            f"{task}, where no prompt says what to write; use guidance=1"
+            f"sampler.guidance={sampler.guidance}, contrastive={sampler.contrastive}: "
+            f"guidance has nothing to guide in {task}, where no prompt says what to "
+            "write; use guidance=1 and no contrastive"
         )
-    return dataclasses.replace(sampler, guidance=1.0)
+    return dataclasses.replace(sampler, guidance=1.0, contrastive=None)

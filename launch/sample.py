@@ -1,62 +1,126 @@
 r"""Any task from the shell, with the newest checkpoint of a work directory.
 
-    python launch/sample.py --workdir runs/quick --task text_to_image \
-        --prompt "a small red circle at the top left on a white background" --out a.png
-    python launch/sample.py --workdir runs/quick --task text_to_image \
-        --prompts prompts.txt --out pictures/
-    python launch/sample.py --workdir runs/quick --task caption --image a.png
-    python launch/sample.py --workdir runs/quick --task infill --image a.png \
-        --box 0,0,16,16 --prompt "a large blue square at the top left" --out b.png
-    python launch/sample.py --workdir runs/quick --task infill --image a.png \
-        --document "a small <mask> circle at the top left on a white background" \
-        --candidates 32
-    python launch/sample.py --workdir runs/quick --task reconstruct --image a.png \
+    sample="python launch/sample.py --workdir runs/quick"
+    $sample --prompt "a small red circle at the top left" --out a.png
+    $sample --prompts prompts.txt --out pictures/
+    $sample --task caption --image a.png --style detailed
+    $sample --task answer --image a.png --prompt "what colour is the circle?"
+    $sample --task science --image a.png --prompt "what is it?" \
+        --choice "a circle" --choice "a star"
+    $sample --task infill --image a.png --box 0,0,16,16 \
+        --prompt "a large blue square at the top left" --out b.png
+    $sample --task infill --image a.png --candidates 32 \
+        --document "a small <mask> circle at the top left on a white background"
+    $sample --task edit --image a.png --prompt "make the circle blue" --out c.png
+    $sample --task edit --image a.png --prompt "make it blue" --box 0,0,12,12 \
         --out c.png
+    $sample --task control --kind edge --image edges.png --prompt "a star" --out d.png
+    $sample --task control --kind style --strength 0.67 --image a.png \
+        --prompt "a star" --out d.png
+    $sample --task ground --prompt "two shapes" --object "red circle@2,2,10,10" \
+        --object "blue star@18,18,30,30" --out e.png
+    $sample --task write --prompt EXIT --out f.png
+    $sample --task variation --image a.png --out g.png
+    $sample --task segment --image a.png --out labels.png
+    $sample --task generate --document "a small red" --out written/
+    $sample --task log_likelihood --document "a small red circle" --image a.png
+    $sample --task reconstruct --image a.png --out h.png
 
-`--out` is a file for one picture and a folder for several. The last line on standard
-output is one JSON object: {"pictures": […]} or {"texts": […]}.
+`--out` is a file for one picture and a folder for several. Class maps are palette
+pictures of labels. The last line on standard output is one JSON object: {"pictures":
+[…]}, {"texts": […]}, {"documents": […]} or {"log_likelihoods": […]}.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import command
 from absl import flags
 
-TASKS = ("text_to_image", "caption", "infill", "reconstruct")
+# What each task reads; infilling a document is a task of its own here.
+WRITES = ("retrieve", "seed", "temperature", "top_p", "top_k", "guidance")
+TELLS = (*WRITES, "candidates", "max_text")
+TEXTS, REGION = ("prompt", "prompts"), ("mask", "box")
+READS = {
+    "text_to_image": (*TEXTS, "out", *WRITES),
+    "caption": ("image", "style", *TELLS),
+    "answer": ("image", *TEXTS, *TELLS),
+    "science": ("image", *TEXTS, "choice", "context", *TELLS),
+    "explain": ("image", *TEXTS, "choice", "context", *TELLS),
+    "infill": ("image", *REGION, *TEXTS, "out", *WRITES),
+    "infill a document": ("document", "image", *TELLS),
+    "edit": ("image", *TEXTS, *REGION, "out", *WRITES),
+    "control": ("image", "kind", *TEXTS, "strength", "out", *WRITES),
+    "ground": ("prompt", "object", "out", *WRITES),
+    "write": (*TEXTS, "out", *WRITES),
+    "variation": ("image", "out", *WRITES),
+    "segment": ("image", "out", *WRITES),
+    "generate": ("document", "image", "pictures", "max_text", "out", *WRITES),
+    "log_likelihood": ("document", "image", "retrieve"),
+    "reconstruct": ("image", "out"),
+}
+# What it cannot do without; --prompts is as good as --prompt.
+NEEDS = {
+    "caption": ("image",),
+    "infill a document": ("document",),
+    "control": ("image", "kind", "out"),
+    "ground": ("prompt", "object", "out"),
+    "infill": ("image", "out"),
+    "science": ("image", "prompt", "choice"),
+    "explain": ("image", "prompt", "choice"),
+    "generate": ("document", "out"),
+    "log_likelihood": ("document",),
+} | {
+    task: tuple(x for x in READS[task] if x in ("image", "prompt", "out"))
+    for task in (
+        *("text_to_image", "answer", "edit", "write", "variation", "segment"),
+        "reconstruct",
+    )
+}
+TASKS = tuple(name for name in READS if " " not in name)
+STYLES = ("short", "detailed", "long")
+
 TASK = flags.DEFINE_enum("task", "text_to_image", TASKS, "What to do.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "pretrain", "A folder of the work directory, or FOLDER@STEP."
+    "checkpoint",
+    None,
+    "A folder of the work directory, or FOLDER@STEP (default: sft, else pretrain).",
 )
-PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given repeatedly.")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "A prompt, question or instruction; may be given repeatedly."
+)
 PROMPTS = flags.DEFINE_string("prompts", None, "A file with one prompt a line.")
 IMAGE = flags.DEFINE_multi_string("image", [], "A picture; may be given repeatedly.")
-MASK = flags.DEFINE_multi_string("mask", [], "A picture, not black = regenerate.")
-BOX = flags.DEFINE_multi_string("box", [], "x0,y0,x1,y1 in pixels: regenerate inside.")
+MASK = flags.DEFINE_multi_string("mask", [], "A picture, not black = write anew.")
+BOX = flags.DEFINE_multi_string("box", [], "x0,y0,x1,y1 in pixels: anew inside.")
 DOCUMENT = flags.DEFINE_multi_string(
-    "document", [], "A text with <mask> in it; --image is the picture after it."
+    "document", [], "A text, with <mask> for infill; --image is the picture after it."
 )
+STYLE = flags.DEFINE_enum("style", "short", STYLES, "Of captions.")
+KIND = flags.DEFINE_string("kind", None, "edge, depth, style, …: of control pictures.")
+STRENGTH = flags.DEFINE_float("strength", 1.0, "Of a reference, in (0, 1].")
+OBJECT = flags.DEFINE_multi_string("object", [], "PHRASE@x0,y0,x1,y1 to be placed.")
+CHOICE = flags.DEFINE_multi_string("choice", [], "An answer to choose from.")
+CONTEXT = flags.DEFINE_string("context", None, "What else is known.")
+PICTURES = flags.DEFINE_integer("pictures", 1, "Pictures' worth of tokens to generate.")
+MAX_TEXT = flags.DEFINE_integer("max_text", None, "Pieces of a text at most.")
 CANDIDATES = flags.DEFINE_integer(
     "candidates", None, "Texts to write, of which the likeliest is taken."
 )
 OUT = flags.DEFINE_string("out", None, "A .png file, or a folder for several.")
 RETRIEVE = flags.DEFINE_integer(
-    "retrieve", 0, "Documents of the memory before each prompt or caption."
+    "retrieve", 0, "Documents of the memory before each prompt."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another sample.")
-# What each task reads; infilling a document is a task of its own here.
-READS = {
-    "text_to_image": ("prompt", "prompts", "out", "retrieve"),
-    "caption": ("image", "retrieve", "candidates"),
-    "infill": ("image", "mask", "box", "prompt", "prompts", "out"),
-    "infill a document": ("document", "image", "candidates"),
-    "reconstruct": ("image", "out"),
-}
 OVERRIDES = {
     "temperature": flags.DEFINE_float("temperature", None, ">= 0; 0 is greedy."),
     "top_p": flags.DEFINE_float("top_p", None, "In (0, 1]."),
     "top_k": flags.DEFINE_integer("top_k", None, ">= 0; 0 is all."),
-    "guidance": flags.DEFINE_float("guidance", None, ">= 0; 1 is none."),
+    "guidance": flags.DEFINE_list(
+        "guidance", None, ">= 0; 1 is none; for edits TEXT,PICTURE."
+    ),
 }
 
 
@@ -65,36 +129,35 @@ def main() -> dict:
     from cm3leon_jax.parallel import distributed
 
     prompts = _prompts()
-    _check_flags(prompts)
+    task = _check_flags(prompts)
     distributed.initialize()
     model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value)
-    if TASK.value == "text_to_image":
-        sampler = _sampler(model.system.sampling.text_to_image)
-        options = {"retrieve": RETRIEVE.value, "seed": SEED.value}
-        return _save(model.text_to_image(prompts, sampler=sampler, **options))
     images = [_open(path) for path in IMAGE.value]
-    if DOCUMENT.value:
-        sampler = _sampler(model.system.sampling.caption)
-        filled = model.infill(
-            _documents(model, images),
-            candidates=CANDIDATES.value,
-            sampler=sampler,
-            seed=SEED.value,
-        )
-        return {"texts": [document.segments[0].text for document in filled]}
-    if TASK.value == "caption":
-        sampler = _sampler(model.system.sampling.caption)
-        options = {"retrieve": RETRIEVE.value, "seed": SEED.value}
-        options["candidates"] = CANDIDATES.value
-        return {"texts": model.caption(images, sampler=sampler, **options)}
-    if TASK.value == "reconstruct":
-        return _save(model.reconstruct(images))
-    sampler = _sampler(model.system.sampling.infill, guided=bool(prompts))
-    return _save(
-        model.infill(
-            images, _masks(images), prompts or None, sampler=sampler, seed=SEED.value
-        )
-    )
+    how: dict[str, Any] = {}
+    if set(WRITES) <= set(READS[task]):
+        sampler = _sampler(_default(model, task), guided=bool(prompts))
+        how = {"sampler": sampler, "seed": SEED.value, "retrieve": RETRIEVE.value}
+    for name, flag in (("candidates", CANDIDATES), ("max_text", MAX_TEXT)):
+        if name in READS[task] and flag.value is not None:
+            how[name] = flag.value
+    return _CALLS[task](model, images, prompts, how)
+
+
+def _default(model, task: str):
+    """The sampler that the config has for a task."""
+    from cm3leon_jax.sampling.sampler import Sampler
+
+    sampling = model.system.sampling
+    own = {
+        "infill a document": sampling.caption,
+        "science": sampling.answer,
+        "explain": sampling.answer,
+        "variation": sampling.control,
+        "ground": sampling.text_to_image,
+        "write": sampling.text_to_image,
+        "generate": Sampler(top_p=0.9),
+    }
+    return own[task] if task in own else getattr(sampling, task)
 
 
 def _prompts() -> list[str]:
@@ -104,28 +167,82 @@ def _prompts() -> list[str]:
     return PROMPT.value + [line for line in lines if line.strip()]
 
 
-def _need(values: list, flag: str) -> list:
-    if not values or values == [None]:
-        raise ValueError(f"--task {TASK.value} needs {flag}")
-    return values
-
-
-def _check_flags(prompts: list[str]) -> None:
-    """What can be said before a model is loaded."""
-    task = "infill a document" if DOCUMENT.value else TASK.value
-    for name in {name for names in READS.values() for name in names}:
-        if flags.FLAGS[name].value and name not in READS.get(task, ()):
+def _check_flags(prompts: list[str]) -> str:
+    """The task; what can be said before a model is loaded."""
+    asked = TASK.value == "infill" and DOCUMENT.value
+    task = "infill a document" if asked else TASK.value
+    for name in sorted({name for names in READS.values() for name in names}):
+        if flags.FLAGS[name].present and name not in READS[task]:
             raise ValueError(f"--{name} is not for --task {task}")
-    if task == "text_to_image":
-        _need(prompts, "--prompt or --prompts")
-    elif not DOCUMENT.value:
-        _need(IMAGE.value, "--image")
-    if "out" in READS[task]:
-        out = Path(_need([OUT.value], "--out FILE.png or --out FOLDER")[0])
-        many = len(prompts if task == "text_to_image" else IMAGE.value) > 1
-        if out.suffix not in (("",) if many else ("", ".png")):
-            wanted = "a folder for several pictures" if many else "a .png or a folder"
+    for name in NEEDS[task]:
+        if not (prompts if name == "prompt" else flags.FLAGS[name].value):
+            wanted = {
+                "prompt": "--prompt or --prompts",
+                "out": "--out FILE.png or --out FOLDER",
+            }
+            raise ValueError(f"--task {task} needs {wanted.get(name, f'--{name}')}")
+    if task == "infill" and not (MASK.value or BOX.value):
+        raise ValueError("--task infill needs --mask or --box, or --document")
+    if MASK.value and BOX.value:
+        raise ValueError("give --mask or --box, not both")
+    if "out" in READS[task] and task != "generate":
+        out, count = Path(OUT.value), len(IMAGE.value or prompts)
+        if out.suffix not in (("",) if count > 1 else ("", ".png")):
+            wanted = "a folder for several pictures" if count > 1 else "a .png file"
             raise ValueError(f"--out {out}: give {wanted}")
+    return task
+
+
+def _sampler(default, *, guided: bool = True):
+    """The task's own sampler (None) unless a flag changes it."""
+    given = {k: f.value for k, f in OVERRIDES.items() if f.value is not None}
+    if not given:
+        return None
+    if "guidance" in given:
+        try:
+            scales = tuple(float(scale) for scale in given["guidance"])
+        except ValueError:
+            raise ValueError(f"--guidance {given['guidance']}: give numbers") from None
+        given["guidance"] = scales[0] if len(scales) == 1 else scales
+    elif TASK.value == "infill" and not guided:
+        given["guidance"] = 1.0
+    return dataclasses.replace(default, **given)
+
+
+def _open(path: str):
+    from PIL import Image, ImageOps
+
+    try:
+        return ImageOps.exif_transpose(Image.open(path))
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path} is not a picture that can be read: {error}") from None
+
+
+def _corners(text: str, flag: str) -> tuple[int, ...]:
+    try:
+        x0, y0, x1, y1 = (int(corner) for corner in text.split(","))
+    except ValueError:
+        raise ValueError(f"--{flag} {text}: give four pixels, x0,y0,x1,y1") from None
+    return x0, y0, x1, y1
+
+
+def _regions() -> list:
+    """One mask or box a picture."""
+    return [_open(path) for path in MASK.value] or [
+        _corners(text, "box") for text in BOX.value
+    ]
+
+
+def _objects() -> list[tuple[str, tuple[int, ...]]]:
+    found = []
+    for text in OBJECT.value:
+        phrase, at, corners = text.rpartition("@")
+        if not at:
+            raise ValueError(f"--object {text}: give PHRASE@x0,y0,x1,y1")
+        found.append((phrase, _corners(corners, "object")))
+    return found
 
 
 def _documents(model, images: list) -> list:
@@ -144,52 +261,6 @@ def _documents(model, images: list) -> list:
     ]
 
 
-def _sampler(default, *, guided: bool = True):
-    """The task's own sampler (None) unless a flag changes it."""
-    given = {k: f.value for k, f in OVERRIDES.items() if f.value is not None}
-    if not given:
-        return None
-    if not guided:
-        given = {"guidance": 1.0, **given}
-    return dataclasses.replace(default, **given)
-
-
-def _open(path: str):
-    from PIL import Image, ImageOps
-
-    try:
-        return ImageOps.exif_transpose(Image.open(path))
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a picture that can be read: {error}") from None
-
-
-def _masks(images: list) -> list:
-    """One mask per picture, from --mask or --box."""
-    import numpy as np
-
-    if MASK.value:
-        return [np.asarray(_open(path).convert("L")) > 0 for path in MASK.value]
-    masks = []
-    boxes = _need(BOX.value, "--mask or --box")
-    if len(boxes) != len(images):
-        raise ValueError(f"{len(images)} pictures need as many boxes, not {len(boxes)}")
-    for box, image in zip(boxes, images, strict=True):
-        try:
-            x0, y0, x1, y1 = (int(corner) for corner in box.split(","))
-        except ValueError:
-            raise ValueError(f"--box {box}: give four pixels, x0,y0,x1,y1") from None
-        if not (0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height):
-            raise ValueError(
-                f"--box {box}: x0 < x1 and y0 < y1 inside {image.width}x{image.height}"
-            )
-        mask = np.zeros((image.height, image.width), bool)
-        mask[y0:y1, x0:x1] = True
-        masks.append(mask)
-    return masks
-
-
 def _save(pictures: list) -> dict:
     out = Path(OUT.value)
     if len(pictures) == 1 and out.suffix:
@@ -200,6 +271,92 @@ def _save(pictures: list) -> dict:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
     return {"pictures": [str(path) for path in paths]}
+
+
+def _save_maps(model, maps: list) -> dict:
+    """Labels as palette pictures, in the colours that --kind segmentation reads."""
+    import numpy as np
+    from PIL import Image
+
+    from cm3leon_jax.data.controls import class_colours
+
+    pictures = []
+    for labels in maps:
+        picture = Image.fromarray(labels.astype(np.uint8), "P")
+        picture.putpalette(class_colours(len(model.classes)).tobytes())
+        pictures.append(picture)
+    return _save(pictures) | {"classes": list(model.classes)}
+
+
+def _save_documents(documents: list) -> dict:
+    """Texts as they are, pictures in the folder --out."""
+    from PIL import Image
+
+    from cm3leon_jax.data.documents import Text
+
+    made = []
+    for i, document in enumerate(documents):
+        segments = []
+        for n, segment in enumerate(document.segments):
+            if isinstance(segment, Text):
+                segments.append({"text": segment.text})
+                continue
+            path = Path(OUT.value) / f"{i:04d}-{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(segment.array).save(path)
+            segments.append({"picture": str(path)})
+        made.append(segments)
+    return {"documents": made}
+
+
+def _infill_documents(model, images, prompts, how) -> dict:
+    filled = model.infill(_documents(model, images), **how)
+    return {"texts": [document.segments[0].text for document in filled]}
+
+
+def _science(model, images, prompts, how) -> dict:
+    choices = [CHOICE.value] * len(images)
+    contexts = [CONTEXT.value] * len(images) if CONTEXT.value else None
+    ask = model.explain if TASK.value == "explain" else model.science
+    found = ask(images, prompts, choices, contexts=contexts, **how)
+    return {"texts": [x if isinstance(x, str) else list(x) for x in found]}
+
+
+def _edit(model, images, prompts, how) -> dict:
+    return _save(model.edit(images, prompts, regions=_regions() or None, **how))
+
+
+def _control(model, images, prompts, how) -> dict:
+    how["strength"] = STRENGTH.value
+    return _save(model.control(images, KIND.value, prompts or None, **how))
+
+
+def _log_likelihood(model, images, prompts, how) -> dict:
+    documents = _documents(model, images)
+    found = model.log_likelihood(documents, retrieve=RETRIEVE.value)
+    return {"log_likelihoods": found}
+
+
+_CALLS: dict[str, Callable[[Any, list, list[str], dict[str, Any]], dict]] = {
+    "text_to_image": lambda m, i, p, how: _save(m.text_to_image(p, **how)),
+    "caption": lambda m, i, p, how: {"texts": m.caption(i, style=STYLE.value, **how)},
+    "answer": lambda m, i, p, how: {"texts": m.answer(i, p, **how)},
+    "science": _science,
+    "explain": _science,
+    "infill": lambda m, i, p, how: _save(m.infill(i, _regions(), p or None, **how)),
+    "infill a document": _infill_documents,
+    "edit": _edit,
+    "control": _control,
+    "ground": lambda m, i, p, how: _save(m.ground(p, [_objects()] * len(p), **how)),
+    "write": lambda m, i, p, how: _save(m.write(p, **how)),
+    "variation": lambda m, i, p, how: _save(m.variation(i, **how)),
+    "segment": lambda m, i, p, how: _save_maps(m, m.segment(i, **how)),
+    "generate": lambda m, i, p, how: _save_documents(
+        m.generate(_documents(m, i), images=PICTURES.value, **how)
+    ),
+    "log_likelihood": _log_likelihood,
+    "reconstruct": lambda m, i, p, how: _save(m.reconstruct(i)),
+}
 
 
 if __name__ == "__main__":  # data workers import this file again

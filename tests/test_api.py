@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 import tiny_system
+import tiny_tasks
 from PIL import Image as Pillow
 
 from cm3leon_jax import CM3Leon, config, stages
 from cm3leon_jax.codec import HOLE, Codec
+from cm3leon_jax.data import task_sources
 from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.data.sources import read_documents
 from cm3leon_jax.evaluation import pairs, report, shapes
@@ -241,17 +243,9 @@ OPEN, GUIDED = Document((Text(HOLE),)), Sampler(guidance=3.0)
         (lambda m: m.text_to_image(["word " * 200]), "shorten the text"),
         (lambda m: m.caption([]), "images is a list"),
         (lambda m: m.caption([np.zeros((4, 4))]), "picture 0 is float64"),
-        (lambda m: m.infill([Pillow.new("RGB", (32, 32))]), "as many masks"),
-        (
-            lambda m: m.infill([Pillow.new("RGB", (32, 32))], [np.ones((8, 8), bool)]),
-            r"mask 0 is bool \[8, 8\]",
-        ),
-        (
-            lambda m: m.infill(
-                [Pillow.new("RGB", (32, 32))], [np.zeros((32, 32), bool)]
-            ),
-            "mask 0 is empty",
-        ),
+        (lambda m: m.infill([RED]), "as many masks"),
+        (lambda m: m.infill([RED], [ALL[:8, :8]]), r"mask 0 is bool \[8, 8\]"),
+        (lambda m: m.infill([RED], [~ALL]), "mask 0 is empty"),
         (lambda m: m.caption(np.zeros((4, 4, 3), np.uint8)), "images is a list"),
         (lambda m: m.caption([RED], max_text=0), "max_text=0"),
         (lambda m: m.caption([RED], sampler=GUIDED), "nothing to guide in a caption"),
@@ -341,6 +335,24 @@ def test_a_missing_or_foreign_work_directory_is_named(workdir, tmp_path):
             CM3Leon.load(mixed)
 
 
+def test_a_tuned_checkpoint_knows_its_tasks(workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(task_sources.SOURCES, "shapes", tiny_tasks.WORLD)
+    settings = tiny_system.tiny_config()
+    settings["sft"] = tiny_tasks.tiny_config()["sft"]
+    settings["sft"]["tasks"] = {"edit": 1.0, "answer": 1.0}
+    config.write(tmp_path, settings)
+    for path in workdir.iterdir():
+        if path.is_dir():
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "sft").symlink_to(workdir / "pretrain")  # as if tuned by nothing
+    tuned = CM3Leon.load(tmp_path)
+    assert tuned.writer.tasks == {"edit", "answer"} and tuned.classes == ()
+    with pytest.raises(ValueError, match="not trained on the task 'variation', but on"):
+        tuned.variation([RED])
+    with pytest.raises(ValueError, match="but on nothing"):
+        CM3Leon.load(tmp_path, "pretrain").answer([RED], ["what is it?"])
+
+
 @pytest.mark.parametrize(
     "world, tasks", [("shapes", shapes.TASKS), ("pairs", pairs.TASKS)]
 )
@@ -369,17 +381,15 @@ def test_protocols_leave_results_samples_and_a_report(workdir, world, tasks):
     assert "data:image/png" in page and f"{world}:tiny" in page
 
 
-def test_a_protocol_of_another_world_is_refused(workdir):
+@pytest.mark.parametrize(
+    "world, task, message",
+    [
+        ("coco", "caption", "world='coco': choose from shapes, pairs"),
+        ("shapes", "draw", "no 'draw' in world 'shapes'"),
+    ],
+)
+def test_a_protocol_of_another_world_is_refused(workdir, world, task, message):
     settings = {"split": "test", "documents": 6, "shown": 2, "seed": 0}
-    with pytest.raises(ValueError, match="world='coco': choose from shapes, pairs"):
-        stages.evaluate(
-            workdir,
-            Protocol(name="x", world="coco", tasks=("caption",), **settings),
-            "pretrain",
-        )
-    with pytest.raises(ValueError, match="no 'draw' in world 'shapes'"):
-        stages.evaluate(
-            workdir,
-            Protocol(name="x", world="shapes", tasks=("draw",), **settings),
-            "pretrain",
-        )
+    protocol = Protocol(name="x", world=world, tasks=(task,), **settings)
+    with pytest.raises(ValueError, match=message):
+        stages.evaluate(workdir, protocol, "pretrain")

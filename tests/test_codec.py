@@ -6,7 +6,7 @@ import pytest
 from PIL import Image as Pillow
 
 from cm3leon_jax import vocab
-from cm3leon_jax.codec import HOLE, Codec, joined
+from cm3leon_jax.codec import HOLE, Codec, holed, joined
 from cm3leon_jax.data import infill
 from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.inputs import touched
@@ -83,7 +83,7 @@ def test_a_document_with_a_hole_is_a_training_sample(codec):
             moved = infill.infill(sample, [(start, stop)], layout)
             hole = " ".join([*words[:n], HOLE, *words[n + 1 :]])
             given = Document((Text(hole), Image(codes=codes)), "name", {"licence": "x"})
-            form = prompts.text_infill(layout, codec.parts([given])[0], 8)
+            form = prompts.text_infill(layout, codec.parts([holed(given)])[0], 8)
             (stream,) = form.streams
             np.testing.assert_array_equal(stream, moved[: len(stream)])
             assert stream[-1] == layout.sentinels[0] == moved[len(stream) - 1]

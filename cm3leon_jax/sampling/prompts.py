@@ -14,15 +14,19 @@ The forms are those of training samples (paper sections 1.6, 1.7), for example
     text to image   <eos> text <break>                            IMAGE × N
     caption         <eos> <s0> <break> image <s0>                 TEXT × (max + 1)
     region          <eos> text <break> i0 <s0> i3 <s0>            IMAGE × 2  <eoss>
+    edit            <eos> task <break> image <break> text <break> IMAGE × N
 
 A guided prompt has a second stream in which the text is hidden, `<eos> <s0> <break>`;
-both streams are given the same sampled tokens. Retrieved documents stand before all of
+an instruction about a picture has one between the two, in which only what the caller
+said is hidden: `<eos> task <break> image <break> <s0> <break>` (paper 1.12; there it is
+left out, but in training a hidden text leaves its sentinel). All streams are given the
+same sampled tokens. Retrieved documents stand before all of
 these, in every stream: `<eos> (document <break>)×R text <break>`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +145,51 @@ def region_infill(
     return Prompt(tuple(streams), tuple(scripts))
 
 
+def instruction(
+    layout: Layout,
+    segments: Sequence[np.ndarray | None],
+    said: Collection[int],
+    script: np.ndarray,
+) -> Prompt:
+    """Segments (ids) of an instruction -> the segment after them, as `script` says.
+
+    A segment of None is hidden. The streams are the full prompt, that without what the
+    caller `said` (numbers of segments), if others tell something too, and an empty one.
+    """
+    streams = [_hiding(layout, segments, ())]
+    if said and len(said) + 1 < len(segments):
+        streams.append(_hiding(layout, segments, said))
+    streams.append(_ids(layout.eos, layout.sentinels[0], layout.brk))
+    return Prompt(tuple(streams), (script,) * len(streams))
+
+
+def _hiding(
+    layout: Layout, segments: Sequence[np.ndarray | None], hidden: Collection[int]
+) -> np.ndarray:
+    seen = [None if n in hidden else ids for n, ids in enumerate(segments)]
+    sentinels = iter(_sentinels(layout, sum(ids is None for ids in seen)))
+    shown = (next(sentinels) if ids is None else ids for ids in seen)
+    return _ids(layout.eos, *(part for ids in shown for part in (ids, layout.brk)))
+
+
+def last_text(
+    layout: Layout, parts: Sequence[Sequence[int] | np.ndarray], max_text: int
+) -> Prompt:
+    """A document that ends in the middle of a text -> at most `max_text` pieces more.
+
+    They end at <eos>. `first_text` reads what was written.
+    """
+    if max_text < 1:
+        raise ValueError(f"max_text={max_text} must be at least 1")
+    return free(_ids(layout.eos, *parts), max_text + 1)
+
+
+def first_text(tokens_T: np.ndarray, layout: Layout) -> np.ndarray:
+    """The text pieces that stand before anything else."""
+    ends = np.append(np.flatnonzero(~inside(tokens_T, layout.text)), len(tokens_T))
+    return layout.pieces(tokens_T[: ends[0]])
+
+
 def after(
     prompt: Prompt, documents: Sequence[np.ndarray], layout: Layout, limit: int
 ) -> tuple[Prompt, int]:
@@ -244,7 +293,7 @@ def texts(tokens_T: np.ndarray, layout: Layout) -> list[np.ndarray]:
 
 def codes(tokens_T: np.ndarray, layout: Layout) -> np.ndarray:
     """The image codes that `generate` wrote, in order, int32."""
-    return layout.codes(tokens_T[_inside(tokens_T, layout.image)])
+    return layout.codes(tokens_T[inside(tokens_T, layout.image)])
 
 
 def fill(
@@ -260,7 +309,8 @@ def _ids(*parts) -> np.ndarray:
     return np.concatenate([np.atleast_1d(np.asarray(p, np.int32)) for p in parts])
 
 
-def _inside(ids: np.ndarray, part: range) -> np.ndarray:
+def inside(ids: np.ndarray, part: range) -> np.ndarray:
+    """Which ids are of a part of the vocabulary."""
     return (ids >= part.start) & (ids < part.stop)
 
 

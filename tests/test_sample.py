@@ -1,0 +1,198 @@
+"""`launch/sample.py`: every task from the shell, and what is refused before it runs."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_api
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image as Pillow
+
+from cm3leon_jax.api import CM3Leon
+from cm3leon_jax.data.controls import class_colours
+from cm3leon_jax.data.task_templates import TASKS
+from cm3leon_jax.parallel import distributed
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+SIDE = tiny_api.SIDE
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """The script as a module, without running it."""
+    before = set(flags.FLAGS)
+    sys.path.insert(0, str(LAUNCH))
+    spec = importlib.util.spec_from_file_location("sample", LAUNCH / "sample.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(LAUNCH))
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    sys.modules.pop("command")
+
+
+@pytest.fixture
+def run(sample, tmp_path, monkeypatch):
+    """Runs the script with flags, on a decoder that is never run."""
+    written = tiny_api.spy(monkeypatch)
+    model = tiny_api.model(400, tasks=TASKS)
+    monkeypatch.setattr(CM3Leon, "load", lambda *_, **__: model)
+    monkeypatch.setattr(distributed, "initialize", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    Pillow.new("RGBA", (10, 12), (255, 0, 0, 128)).save("a.png")
+    Pillow.new("L", (10, 12), 255).save("white.png")
+    Path("prompts.txt").write_text("one\n\ntwo\n")
+
+    def run(*arguments):
+        written.clear()
+        with flagsaver.flagsaver():
+            flags.FLAGS(["sample.py", "--workdir", ".", *arguments])
+            return sample.main(), written
+
+    return run
+
+
+PICTURE = ("--image", "a.png")
+BOTH = (*PICTURE, *PICTURE)
+OUT, FOLDER = ("--out", "b.png"), ("--out", "made")
+WORD = ("--prompt", "what is it?")
+CHOICES = ("--choice", "this", "--choice", "that")
+
+
+@pytest.mark.parametrize(
+    "task, arguments, expected",
+    [
+        ("text_to_image", (*WORD, *OUT), {"pictures": ["b.png"]}),
+        (
+            "text_to_image",
+            ("--prompts", "prompts.txt", *FOLDER),
+            {"pictures": ["made/0000.png", "made/0001.png"]},
+        ),
+        ("caption", (*PICTURE, "--style", "long"), {"texts": ["hi"]}),
+        ("caption", (*PICTURE, "--max_text", "2"), {"texts": ["hi…"]}),
+        ("answer", (*BOTH, *WORD, *WORD), {"texts": ["hi", "hi"]}),
+        ("science", (*PICTURE, *WORD, *CHOICES, "--context", "x"), {"texts": ["hi"]}),
+        ("explain", (*PICTURE, *WORD, *CHOICES), {"texts": [["hi", ""]]}),
+        ("infill", (*PICTURE, "--box", "0,1,9,9", *OUT), {"pictures": ["b.png"]}),
+        (
+            "infill",
+            (*PICTURE, "--mask", "white.png", *WORD, *OUT),
+            {"pictures": ["b.png"]},
+        ),
+        ("infill", ("--document", "a <mask> star"), {"texts": ["a hi star"]}),
+        ("edit", (*PICTURE, *WORD, *OUT), {"pictures": ["b.png"]}),
+        (
+            "edit",
+            (*PICTURE, *WORD, "--box", "0,1,9,9", *FOLDER),
+            {"pictures": ["made/0000.png"]},
+        ),
+        ("control", (*PICTURE, "--kind", "edge", *OUT), {"pictures": ["b.png"]}),
+        (
+            "control",
+            (*PICTURE, "--kind", "style", *WORD, "--strength", "0.3", *OUT),
+            {"pictures": ["b.png"]},
+        ),
+        (
+            "ground",
+            (*WORD, "--object", "red@2,2,4,5", "--object", "@@0,0,8,8", *OUT),
+            {"pictures": ["b.png"]},
+        ),
+        ("write", ("--prompt", "EXIT", *OUT), {"pictures": ["b.png"]}),
+        ("variation", (*PICTURE, *OUT), {"pictures": ["b.png"]}),
+        ("reconstruct", (*PICTURE, *OUT), {"pictures": ["b.png"]}),
+        (
+            "generate",
+            ("--document", "a", *PICTURE, *FOLDER),
+            {"documents": [[{"text": "a"}, {"picture": "made/0000-1.png"}]]},
+        ),
+    ],
+)
+def test_every_task_from_the_shell(run, task, arguments, expected):
+    found, _ = run("--task", task, *arguments)
+    if task == "generate":
+        assert found["documents"][0][2:] == [{"text": "hi"}]
+        found = {"documents": [found["documents"][0][:2]]}
+    assert found == expected and json.dumps(found)
+    for path in found.get("pictures", ()):
+        with Pillow.open(path) as picture:
+            assert picture.size == (SIDE, SIDE)
+
+
+def test_every_task_has_its_flags(sample):
+    assert set(sample.READS) == set(sample.NEEDS) == set(sample._CALLS)
+    assert all(
+        set(sample.NEEDS[task]) <= set(sample.READS[task]) for task in sample.READS
+    )
+
+
+def test_class_maps_can_be_read_again(run):
+    found, _ = run("--task", "segment", *PICTURE, *OUT)
+    assert found["classes"] == list(tiny_api.MASKS.classes)
+    with Pillow.open("b.png") as picture:
+        assert picture.mode == "P" and (np.asarray(picture) == 1).all()
+        colours = np.asarray(picture.convert("RGB"))
+    assert (colours == class_colours(3)[1]).all()
+    control = ("--task", "control", "--kind", "segmentation", "--out", "c.png")
+    run(*control, "--image", "b.png")
+
+
+def test_flags_change_the_sampler_of_the_task(run):
+    for guidance, streams in (("1", 1), ("3", 2), ("7.5,1.5", 3)):
+        _, ((prompt,),) = run(
+            *("--task", "edit", *PICTURE, *WORD, *OUT, "--guidance", guidance)
+        )
+        assert len(prompt.streams) == streams
+    _, ((prompt,),) = run(*WORD, *OUT, "--temperature", "0")
+    assert len(prompt.streams) == 2  # the config's guidance
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--task", "caption"), "--task caption needs --image"),
+        (("--task", "caption", *PICTURE, *WORD), "--prompt is not for --task caption"),
+        (("--task", "caption", *PICTURE, "--strength", "1.0"), "--strength is not for"),
+        (("--task", "answer", *PICTURE), "needs --prompt or --prompts"),
+        (("--task", "science", *PICTURE, *WORD), "needs --choice"),
+        (("--task", "edit", *PICTURE, *OUT), "needs --prompt"),
+        (("--task", "edit", *PICTURE, *WORD), "needs --out FILE.png"),
+        (("--task", "edit", *PICTURE, *WORD, *OUT, "--kind", "edge"), "--kind is not"),
+        (("--task", "edit", *PICTURE, *WORD, *OUT, "--box", "1,2"), "give four pixels"),
+        (
+            ("--task", "edit", *PICTURE, *WORD, *OUT, "--box", "0,0,11,4"),
+            "inside 10x12",
+        ),
+        (("--task", "infill", *PICTURE, *OUT), "needs --mask or --box"),
+        (
+            ("--task", "infill", *PICTURE, *OUT)
+            + ("--box", "0,0,2,2", "--mask", "white.png"),
+            "--mask or --box, not both",
+        ),
+        (
+            ("--task", "infill", "--document", "a <mask>", *OUT),
+            "--out is not for --task infill a document",
+        ),
+        (("--task", "control", *PICTURE, *OUT), "needs --kind"),
+        (("--task", "control", *PICTURE, *OUT, "--kind", "x"), "choose from edge"),
+        (("--task", "ground", *WORD, *OUT), "needs --object"),
+        (
+            ("--task", "ground", *WORD, *OUT, "--object", "red 1,2,3,4"),
+            "give PHRASE@x0,y0,x1,y1",
+        ),
+        (("--task", "reconstruct", *PICTURE, *OUT, "--seed", "1"), "--seed is not for"),
+        (("--task", "edit", *BOTH, *WORD, *WORD, *OUT), "a folder for several"),
+        (("--task", "write", *WORD, "--out", "a.jpg"), "give a .png"),
+        (("--task", "write", *WORD, *OUT, "--guidance", "x"), "--guidance"),
+        (("--task", "write", *WORD, *OUT, "--guidance", "-1"), "sampler.guidance=-1.0"),
+        (("--task", "caption", "--image", "prompts.txt"), "is not a picture"),
+        (("--task", "answer", *BOTH, *WORD), "2 images need as many questions"),
+    ],
+)
+def test_mistakes_are_named(run, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(*arguments)
