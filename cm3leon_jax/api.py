@@ -375,7 +375,7 @@ def _masks(system: System) -> SegmentationTokenizer | None:
     """The grid of classes of a system whose vocabulary has any."""
     if system.sft is None:
         return None
-    names = system.sft.class_names(system.data.source, system.source)
+    names = system.sft.class_names(system.data.source)
     if not 2 <= len(names) <= system.vocabulary.classes:
         return None
     side = system.sft.class_grid * system.image_tokenizer.model.grid

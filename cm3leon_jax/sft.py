@@ -83,7 +83,7 @@ def tokenize_tasks(system: System, directory: Path, overwrite: bool = False) -> 
     need(directory, "tasks", "text_tokenizer", "image_tokenizer")
 
     def work() -> Results:
-        classes = settings.class_names(system.data.source, system.source)
+        classes = settings.class_names(system.data.source)
         side = settings.class_grid * system.image_tokenizer.model.grid
         encoders = Encoders(
             load_text_tokenizer(directory),

@@ -119,7 +119,7 @@ class SFTConfig(RunConfig):
                 )
 
     def _check_classes(self, world: str, source: Any, room: int, grid: int) -> None:
-        names, side = self.class_names(world, source), self.class_grid * grid
+        names, side = self.class_names(world), self.class_grid * grid
         if len(names) < 2:
             raise ValueError(
                 f"sft.classes={names}: name the background and at least one class"
@@ -135,6 +135,6 @@ class SFTConfig(RunConfig):
                 f"not divide pictures of {source.image_size} pixels"
             )
 
-    def class_names(self, world: str, source: Any) -> tuple[str, ...]:
+    def class_names(self, world: str) -> tuple[str, ...]:
         """Of the classes of masks by label; label 0 is the background."""
-        return self.classes or task_sources.classes(world, source)
+        return self.classes or task_sources.classes(world)

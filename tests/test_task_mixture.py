@@ -204,3 +204,22 @@ def test_the_wrong_cache_is_refused(cache, tmp_path):
             mixture=TaskMixture((4, 5), (1, 1), 0),
         )
     assert cache.tasks == NAMES and cache.grid == GRID
+
+
+def test_a_record_repeated_within_an_epoch_is_masked_anew(cache):
+    rows = Rows(
+        *(cache, LAYOUT),
+        InfillConfig(spans=0, segment=1, region=0, region_without_text=0),
+        *(PACKING, 0),
+        answers=AnswerConfig(probability=0),
+        mixture=TaskMixture(COUNTS, (0.1, 50, 0.1), 0),
+    )
+    seen = {}
+    for number in range(rows.count(0)):
+        row, names = rows.row(number), rows.record_ids(number)
+        for segment, name in enumerate(names, start=1):
+            if name.startswith("edit"):
+                tokens = row["tokens"][row["segments"] == segment].tobytes()
+                seen.setdefault(name, []).append(tokens)
+    assert {len(found) for found in seen.values()} == {3}
+    assert sum(len(set(found)) > 1 for found in seen.values()) >= 5  # of 10

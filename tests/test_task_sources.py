@@ -40,7 +40,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def config(task, path="", world="shapes", **changes):
+def config(task, path="", world="folder", **changes):
     settings = {"source": SOURCE, "autoregressive": False} | changes
     return ExampleConfig(world=world, task=task, path=str(path), **settings)
 
@@ -135,15 +135,20 @@ def test_a_task_that_nobody_makes_is_an_error(folder, monkeypatch):
         task_sources.check("folder", "edit", "")
     with pytest.raises(FileNotFoundError, match="has no write.jsonl"):
         task_sources.check("shapes", "write", str(folder))
-    assert task_sources.classes("shapes", SOURCE) == tiny_tasks.CLASSES
-    assert task_sources.classes("folder", SOURCE) == ()
+    assert task_sources.classes("shapes") == tiny_tasks.CLASSES
+    assert task_sources.classes("folder") == ()
 
 
 def test_texts_come_last_where_they_are_to(monkeypatch):
     monkeypatch.setitem(task_sources.SOURCES, "shapes", tiny_tasks.WORLD)
+    here = {"world": "shapes"}
     for name in tiny_tasks.NAMES:
         one, two = (
-            next(task_sources.documents(config(name, autoregressive=last), "train"))
+            next(
+                task_sources.documents(
+                    config(name, autoregressive=last, **here), "train"
+                )
+            )
             for last in (False, True)
         )
         kinds = [[type(s).__name__ for s in x.segments] for x in (one, two)]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from tiny_data import GRID, LAYOUT, BlockTokenizer, ByteTokenizer, tokenize
 
-from cm3leon_jax.data import infill, tasks
+from cm3leon_jax.data import infill, records, tasks
 from cm3leon_jax.data.documents import Document, Image, Mask, Text
 from cm3leon_jax.data.task_templates import BREAK, FIELD, TASKS, Task
+from cm3leon_jax.data.tokenization import Encoders
 from cm3leon_jax.vocab import CLASS, IMAGE
 
 WORDINGS = [
@@ -235,3 +236,31 @@ def test_moving_the_answer_and_back():
     np.testing.assert_array_equal(infill.uninfill(moved, LAYOUT), tokens)
     pieces = LAYOUT.text_ids(ByteTokenizer().encode(" dark red"))
     np.testing.assert_array_equal(moved[-len(pieces) - 2 : -2], pieces)
+
+
+class PairTokenizer(ByteTokenizer):
+    """Two characters a piece: where a text is cut decides all pieces after it."""
+
+    def encode(self, text):
+        return [sum(text[i : i + 2].encode()) % 256 for i in range(0, len(text), 2)]
+
+
+@pytest.mark.parametrize("order", ["cm3", "autoregressive"])
+def test_an_answer_has_pieces_of_its_own_as_in_a_prompt(order):
+    fields = fields_of("answer") | {"question": "What?"}
+    document = tasks.fill("answer", fields, 0, order=order)
+    encoders = Encoders(PairTokenizer(), BlockTokenizer(), LAYOUT, tasks=("answer",))
+    (record,) = records.tokenize([document], encoders, 0, 0)
+    given = {"question": "What?", "image": fields["image"]}
+    (hole,) = [
+        part
+        for part in tasks.prompt("answer", given, 0, order=order)
+        if isinstance(part, tasks.Hole)
+    ]
+    parts = [PairTokenizer().encode(x) for x in (hole.before, " dark red", hole.after)]
+    start, stop = record.bounds[record.bounds[:, 1].argmax() if order != "cm3" else 0]
+    pieces = LAYOUT.pieces(record.tokens[start:stop]).tolist()
+    assert pieces == parts[0] + parts[1] + parts[2]
+    first = int(start) + len(parts[0])
+    expected = [[first, first + len(parts[1])]] if order == "cm3" else []
+    assert record.answers.tolist() == expected

@@ -31,7 +31,7 @@ def examples(config: shapes.ShapesConfig, task: str, split: str) -> Iterator[Doc
             yield tasks.fill(task, fields, 0, id=f"{task} {number} {first.id}")
 
 
-WORLD = World(tasks=NAMES, examples=examples, classes=lambda config: CLASSES)
+WORLD = World(tasks=NAMES, examples=examples, classes=CLASSES)
 
 
 def tiny_config():

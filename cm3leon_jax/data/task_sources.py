@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from cm3leon_jax.data import tasks
+from cm3leon_jax.data import icon_tasks, shape_tasks, tasks
 from cm3leon_jax.data.documents import Document, Image, Mask, Skipped
 from cm3leon_jax.data.pictures import read_picture
 from cm3leon_jax.data.sources import FilesConfig, split_of
@@ -34,14 +34,17 @@ from cm3leon_jax.data.sources import FilesConfig, split_of
 
 @dataclass(frozen=True)
 class World:
-    """What a world can make. `examples(config, task, split)`; `classes(config)`."""
+    """What a world can make: `examples(config, task, split)`, names of its classes."""
 
     tasks: tuple[str, ...]
     examples: Callable[[Any, str, str], Iterator[Document]]
-    classes: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    classes: tuple[str, ...] = ()
 
 
-SOURCES: dict[str, World] = {}
+SOURCES: dict[str, World] = {
+    "shapes": World(shape_tasks.TASKS, shape_tasks.examples, shape_tasks.CLASSES),
+    "icons": World(icon_tasks.TASKS, icon_tasks.examples, icon_tasks.CLASSES),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,9 @@ def check(world: str, task: str, path: str) -> None:
         )
 
 
-def classes(world: str, source: Any) -> tuple[str, ...]:
+def classes(world: str) -> tuple[str, ...]:
     """Names of the classes of a world's masks by label; () where it makes none."""
-    return SOURCES[world].classes(source) if world in SOURCES else ()
+    return SOURCES[world].classes if world in SOURCES else ()
 
 
 def documents(config: ExampleConfig, split: str) -> Iterator[Document | Skipped]:

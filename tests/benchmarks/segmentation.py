@@ -84,7 +84,7 @@ def main(options: argparse.Namespace) -> None:
     directory = Path(options.workdir)
     system = System.make(configs.read(directory))
     grid = section(system).class_grid * system.image_tokenizer.model.grid
-    classes = section(system).class_names(system.data.source, system.source)
+    classes = section(system).class_names(system.data.source)
     seconds = options.seconds or workdir.results(directory / "sft")["seconds"]
     (folder,) = task_folders(directory, ["segment"])
     documents = read_documents(folder, "train")
