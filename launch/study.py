@@ -1,16 +1,17 @@
-r"""Does retrieval pay for itself? Ten runs, their curves and the ratio, in one command.
+r"""Does retrieval pay for itself? Twelve runs, their curves and the ratio, in one command.
 
     python launch/study.py --config configs/shapes.py:study --workdir runs/study
     python launch/study.py --config configs/shapes.py:study --workdir runs/study \
         --runs retrieval-0,baseline-0
 
-Two arms (`retrieval`, with two documents, and `baseline`, without any) of three seeds,
-and an ablation each of: half of the neighbours random, all of them random, no CM3
-masking, RA-CM3's loss weight for retrieved documents. What comes before pretraining is
-made once, in WORKDIR/shared, and linked into WORKDIR/runs/NAME, a work directory like
-any other. What is done is skipped, so the same command goes on after an interruption,
-and `--runs` makes some only. Writes WORKDIR/study.json and WORKDIR/study.html from all
-runs that are there.
+Two arms (`retrieval`, with two documents, and `baseline`, without any) of three seeds;
+retrieval with a third and a fifth of the updates, its rate decayed by then; and an
+ablation each of: half of the neighbours random, all of them random, no CM3 masking, RA-
+CM3's loss weight for retrieved documents. What comes before pretraining is made once,
+in WORKDIR/shared, and linked into WORKDIR/runs/NAME, a work directory like any other.
+What is done is skipped, so the same command goes on after an interruption, and `--runs`
+makes some only. Writes WORKDIR/study.json and WORKDIR/study.html from all runs that are
+there.
 """
 
 import json
@@ -27,6 +28,7 @@ CONFIG = command.define_config(command.complete_system)
 PROTOCOL = "configs/eval/entities.py"
 SCORED = 1000  # documents of the mixed test set
 SEEDS = (0, 1, 2)
+SHORT = {"third": 3, "fifth": 5}  # runs, and what their updates are divided by
 # (arm, settings that differ from the config's, None drops a section)
 RUNS = {
     **{f"retrieval-{n}": ("retrieval", {"pretrain.seed": n}) for n in SEEDS},
@@ -34,6 +36,7 @@ RUNS = {
         f"baseline-{n}": ("baseline", {"pretrain.seed": n, "retrieval": None})
         for n in SEEDS
     },
+    **{name: ("short", {}) for name in SHORT},
     "noisy": ("ablation", {"retrieval.noise": 0.5}),
     "random": ("ablation", {"retrieval.noise": 1.0}),
     "causal": (
@@ -85,6 +88,8 @@ def _config(config: dict, name: str) -> dict:
         for section in sections:
             node = node[section]
         node[last] = value
+    if name in SHORT:
+        made["pretrain"]["optimizer"]["steps"] //= SHORT[name]
     return made
 
 

@@ -39,6 +39,20 @@ def test_ratios_need_every_seed():
     assert study.ratios([(SLOW, FAST), (SLOW, worse)])["value"] is None
 
 
+def test_shorter_runs_stand_beside_whole_baselines():
+    runs = {
+        "retrieval-0": run("retrieval", FAST),
+        "baseline-0": run("baseline", SLOW),
+        "fifth": run("short", [(0.8e12, 2.5), (1.6e12, 0.75)]),
+        "noisy": run("ablation", FAST),
+    }
+    assert study.planned(runs) == [
+        ("retrieval-0", 0.5, 2e12, pytest.approx(4.0)),
+        ("fifth", 0.75, 1.6e12, pytest.approx(5.0)),
+    ]
+    assert study.planned({"fifth": runs["fifth"]}) == []
+
+
 def test_flops_of_clip():
     # 2 x (85.6M weights x 50 tokens + 37.8M x 77) and the attention: 14.4 GFLOPs.
     assert pair_flops(VIT_B_32) == pytest.approx(14.8e9, rel=0.03)
@@ -62,13 +76,19 @@ def test_page_tells_everything_without_network():
         "runs": {
             "retrieval-0": run("retrieval", FAST, ["entity/tail@2"]),
             "baseline-0": run("baseline", SLOW, ["entity/tail@0"]),
+            "fifth": run("short", [(1.6e12, 0.75)]),
             "noisy": run("ablation", FAST),
         },
         "extra_flops": {"retriever": 1e12, "bank": 1e11},
         "ratio": {"training": study.ratios([(SLOW, FAST)])},
     }
     page = study.page(result)
-    assert "4.00×" in page and "training TFLOPs" in page and "entity/tail@2" in page
+    assert (
+        "4.00×" in page
+        and "5.00×" in page
+        and "training TFLOPs" in page
+        and "entity/tail@2" in page
+    )
     assert "shapes:&lt;study&gt;" in page and "1 min 01 s" in page
     assert page.count("<svg") == 1
     assert not re.search(r"https?://(?!www\.w3\.org)|<script|<link", page)

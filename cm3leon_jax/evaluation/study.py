@@ -74,6 +74,24 @@ def ratios(pairs: Sequence[tuple[Curve, Curve]], extra: float = 0.0) -> dict[str
     return summary | {"seeds": found, "by_score": on_the_way}
 
 
+def planned(runs: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+    """Whole runs of retrieval, of any length, against a whole run of the baseline:
+    (name, final score, FLOPs, FLOPs of the baseline in those of the run).
+
+    The rate of each has decayed to its end; a checkpoint on the way of a longer run is
+    worse than that. Empty without a run of both kinds.
+    """
+    whole = {name: curve_of(run)[-1] for name, run in runs.items()}
+    baseline = [x for name, x in whole.items() if runs[name]["arm"] == "baseline"]
+    if not baseline:
+        return []
+    return [
+        (name, nats, flops, baseline[0][0] / flops)
+        for name, (flops, nats) in whole.items()
+        if runs[name]["arm"] in ("retrieval", "short")
+    ]
+
+
 def curve_of(run: Mapping[str, Any]) -> Curve:
     """(FLOPs, nats) of a run's result."""
     return [(point["flops"], point["nats"]) for point in run["curve"]]
@@ -149,11 +167,20 @@ def _ratios(result: Mapping[str, Any]) -> str:
     head = ("compute of", "baseline / retrieval", "each seed")
     way = next(iter(result["ratio"].values()))["by_score"]
     steps = [(show(float(nats)), _times(ratio)) for nats, ratio in way]
+    arms = [run for run in result["runs"].values() if run["arm"] == "baseline"]
+    scores = ", ".join(show(curve_of(run)[-1][1]) for run in arms)
+    whole = [
+        (escape(name), show(nats), show(flops / UNIT), _times(ratio))
+        for name, nats, flops, ratio in planned(result["runs"])
+    ]
+    columns = ("run", "nats at its end", "TFLOPs", "baseline's TFLOPs / its own")
     return (
         "<p>FLOPs of the baseline to reach its best score, divided by those of the "
         f"retrieval run to reach the same.</p>{table(rows, head)}"
         "<p>The same at every score of the first baseline on its way.</p>"
         f"{table(steps, ('nats', 'ratio'))}"
+        "<p>Whole runs of retrieval, their learning rate decayed to the end; those of "
+        f"the baseline end at {scores} nats.</p>{table(whole, columns)}"
     )
 
 
