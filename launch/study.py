@@ -1,4 +1,4 @@
-r"""Does retrieval pay for itself? Twelve runs, their curves and the ratio, in one command.
+r"""Does retrieval pay for itself? Twelve runs, curves and the ratio, in one command.
 
     python launch/study.py --config configs/shapes.py:study --workdir runs/study
     python launch/study.py --config configs/shapes.py:study --workdir runs/study \

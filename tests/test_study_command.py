@@ -73,7 +73,7 @@ def test_runs_differ_in_pretraining_alone(study):
         assert differing <= {"pretrain"}, name
         assert name.startswith("baseline") == ("bank" not in made)
         seen.add(json.dumps(made["pretrain"], sort_keys=True))
-    assert len(seen) == len(configs) == 10
+    assert len(seen) == len(configs) == 12
 
 
 def test_the_retriever_costs_less_than_a_run(study):
