@@ -26,7 +26,7 @@ from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.system import System
 from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
 from cm3leon_jax.training.parts import EVERYTHING, Parts, load_finished
-from cm3leon_jax.writer import Options, TextOptions, Writer
+from cm3leon_jax.writer import DrawingOptions, Options, TextOptions, Writer
 
 
 class CM3Leon:
@@ -155,7 +155,7 @@ class CM3Leon:
         return self.context.documents(k, [text], [array])[0]
 
     def text_to_image(
-        self, prompts: Iterable[str], **options: Unpack[Options]
+        self, prompts: Iterable[str], **options: Unpack[DrawingOptions]
     ) -> list[Pillow.Image]:
         """One picture for every prompt."""
         return pretrained.text_to_image(self.writer, prompts, **options)

@@ -22,6 +22,7 @@ from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.writer import (
     SHORT,
     Drawing,
+    DrawingOptions,
     Options,
     Telling,
     TextOptions,
@@ -35,7 +36,7 @@ _HOLE_TEXT = 32  # pieces that the hole of a document usually needs
 
 
 def text_to_image(
-    writer: Writer, prompts: Iterable[str], **options: Unpack[Options]
+    writer: Writer, prompts: Iterable[str], **options: Unpack[DrawingOptions]
 ) -> list[Pillow.Image]:
     codec = writer.codec
     wanted = [

@@ -42,6 +42,16 @@ class Options(TypedDict, total=False):
     seed: int
 
 
+class DrawingOptions(Options, total=False):
+    """How to draw pictures.
+
+    numbers: those of the prompts, from which their noise follows (default 0, 1, …), for
+    one who draws a long list in parts.
+    """
+
+    numbers: Sequence[int] | None
+
+
 class TextOptions(Options, total=False):
     """How to write texts.
 
@@ -116,6 +126,7 @@ class Writer:
         retrieve: Retrieve = 0,
         sampler: Sampler | None = None,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> list[Pillow.Image]:
         """A picture for each; `task` is how messages call it."""
         whole = [drawing.prompt for drawing in wanted]
@@ -125,7 +136,8 @@ class Writer:
         prompts = [forms.keep(prompt, sampler.streams) for prompt in whole]
         rows = self._rows(retrieve, wanted)
         grid, codes = self.codec.image.grid, []
-        written = self.tokens(self.context.before(prompts, rows), sampler, seed)
+        prompts = self.context.before(prompts, rows)
+        written = self.tokens(prompts, sampler, seed, numbers=numbers)
         for drawing, tokens in zip(wanted, written, strict=True):
             if drawing.given is None:
                 codes.append(forms.codes(tokens, self.layout).reshape(grid))
@@ -196,10 +208,17 @@ class Writer:
         return [self.layout.labels(t[forms.inside(t, inside)]) for t in written]
 
     def tokens(
-        self, wanted: Sequence[Prompt], sampler: Sampler, seed: int
+        self,
+        wanted: Sequence[Prompt],
+        sampler: Sampler,
+        seed: int,
+        *,
+        numbers: Sequence[int] | None = None,
     ) -> Iterator[np.ndarray]:
         """What the decoder writes for each prompt, in order: tokens [T]."""
-        return self.engine.write(wanted, sampler, seed, self.codec.image_tokens)
+        return self.engine.write(
+            *(wanted, sampler, seed, self.codec.image_tokens), numbers=numbers
+        )
 
     def _text_form(self, telling: Telling, max_text: int) -> Prompt:
         if not telling.last:

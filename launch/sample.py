@@ -26,7 +26,8 @@ r"""Any task from the shell, with the newest checkpoint of a work directory.
     $sample --task log_likelihood --document "a small red circle" --image a.png
     $sample --task reconstruct --image a.png --out h.png
 
-`--out` is a file for one picture and a folder for several. Class maps are palette
+`--out` is a file for one picture and a folder for several, which `--prompts` fills as
+they are finished: a run that was interrupted goes on there. Class maps are palette
 pictures of labels. The last line on standard output is one JSON object: {"pictures":
 […]}, {"texts": […]}, {"documents": […]} or {"log_likelihoods": […]}.
 """
@@ -273,6 +274,29 @@ def _save(pictures: list) -> dict:
     return {"pictures": [str(path) for path in paths]}
 
 
+def _draw(model, prompts: list, how: dict) -> dict:
+    """A folder fills up batch by batch; what is finished there is not drawn again."""
+    out = Path(OUT.value)
+    if out.suffix:
+        return _save(model.text_to_image(prompts, **how))
+    import jax
+
+    from cm3leon_jax import gallery
+
+    def draw(some: list, numbers: list):
+        return model.text_to_image(some, numbers=numbers, **how)
+
+    weights = [x for x in jax.tree.leaves(model.decoder) if isinstance(x, jax.Array)]
+    settings = {
+        "decoder": [float(abs(w).sum()) for w in weights],  # training may go on
+        **{name: how[name] for name in ("seed", "retrieve")},
+        "sampler": repr(how["sampler"]),
+    }
+    batch = model.writer.engine.batch
+    paths = gallery.fill(out, prompts, draw, settings=settings, batch=batch)
+    return {"pictures": [str(path) for path in paths]}
+
+
 def _save_maps(model, maps: list) -> dict:
     """Labels as palette pictures, in the colours that --kind segmentation reads."""
     import numpy as np
@@ -338,7 +362,7 @@ def _log_likelihood(model, images, prompts, how) -> dict:
 
 
 _CALLS: dict[str, Callable[[Any, list, list[str], dict[str, Any]], dict]] = {
-    "text_to_image": lambda m, i, p, how: _save(m.text_to_image(p, **how)),
+    "text_to_image": lambda m, i, p, how: _draw(m, p, how),
     "caption": lambda m, i, p, how: {"texts": m.caption(i, style=STYLE.value, **how)},
     "answer": lambda m, i, p, how: {"texts": m.answer(i, p, **how)},
     "science": _science,

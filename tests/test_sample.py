@@ -196,3 +196,17 @@ def test_flags_change_the_sampler_of_the_task(run):
 def test_mistakes_are_named(run, arguments, message):
     with pytest.raises(ValueError, match=message):
         run(*arguments)
+
+
+def test_a_list_of_prompts_goes_on_where_it_stopped(run):
+    what = ("--prompts", "prompts.txt", "--out", "many")
+    found, written = run(*what)
+    assert [Path(path).name for path in found["pictures"]] == ["0000.png", "0001.png"]
+    assert len(written[0]) == 2
+    Path("many/0001.png").unlink()
+    _, written = run(*what)
+    assert [len(call) for call in written] == [1]
+    again, written = run(*what)
+    assert (again, written) == (found, [])
+    _, written = run(*what, "--seed", "1")  # another seed, another picture
+    assert len(written[0]) == 2

@@ -61,7 +61,7 @@ def spy(monkeypatch, text="hi"):
     every hole. The prompts are noted, call by call."""
     calls = []
 
-    def write(self, wanted, sampler, seed, image_tokens, *, classes=None):
+    def write(self, wanted, sampler, seed, image_tokens, *, classes=None, **_):
         prompts.stack(wanted, self.layout, self.decoder.config.length)
         calls.append(list(wanted))
         for prompt in wanted:
