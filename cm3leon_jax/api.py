@@ -26,7 +26,7 @@ from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.system import System
 from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
 from cm3leon_jax.training.parts import EVERYTHING, Parts, load_finished
-from cm3leon_jax.writer import DrawingOptions, Options, TextOptions, Writer
+from cm3leon_jax.writer import Common, FillingOptions, Options, TextOptions, Writer
 
 
 class CM3Leon:
@@ -36,10 +36,11 @@ class CM3Leon:
     mesh divides). `mesh` is where the decoder lies; None is one device. `memory` is
     where documents are retrieved from, if there is any.
 
-    Methods that write take `Options` too: `retrieve`, `sampler`, `seed`; those that
-    write texts `TextOptions`: also `max_text`, `candidates`. A text that was cut when
-    it had `max_text` pieces ends in "…". `context.fallbacks` counts documents that were
-    to be retrieved and could not be had.
+    Methods that write take `Common` options too: `retrieve`, `sampler`, `seed`; those
+    that draw `Options`: also `candidates`, `rerank`, `return_scores` (they return a
+    `Ranked` then); those that write texts `TextOptions`: also `max_text`, `candidates`.
+    A text that was cut when it had `max_text` pieces ends in "…". `context.fallbacks`
+    counts documents that were to be retrieved and could not be had.
 
     `tasks` are those that the decoder was tuned on; what needs one of them raises
     ValueError without it. Their `wording` is a number of `Task.wordings` in
@@ -146,6 +147,11 @@ class CM3Leon:
     def memory(self, memory: Memory | None) -> None:
         self.context.memory = memory
 
+    def contrast(self, amateur: CM3Leon | None) -> None:
+        """From now on samplers with `contrastive` contrast with another, smaller system
+        of the same tokens; None: with this one, which does not see the text."""
+        self.writer.contrast(None if amateur is None else amateur.writer)
+
     def retrieve(
         self, text: str | None = None, image: Picture | None = None, k: int = 2
     ) -> list[Document]:
@@ -155,7 +161,7 @@ class CM3Leon:
         return self.context.documents(k, [text], [array])[0]
 
     def text_to_image(
-        self, prompts: Iterable[str], **options: Unpack[DrawingOptions]
+        self, prompts: Iterable[str], **options: Unpack[Options]
     ) -> list[Pillow.Image]:
         """One picture for every prompt."""
         return pretrained.text_to_image(self.writer, prompts, **options)
@@ -221,7 +227,7 @@ class CM3Leon:
         images_or_documents: Iterable[Picture] | Iterable[Document],
         masks: Iterable[Region] | None = None,
         prompts: Iterable[str] | None = None,
-        **options: Unpack[TextOptions],
+        **options: Unpack[FillingOptions],
     ) -> list[Pillow.Image] | list[Document]:
         """Writes what is missing.
 
@@ -319,7 +325,7 @@ class CM3Leon:
         return instructed.variation(self.writer, images, wording, **options)
 
     def segment(
-        self, images: Iterable[Picture], *, wording: int = 0, **options: Unpack[Options]
+        self, images: Iterable[Picture], *, wording: int = 0, **options: Unpack[Common]
     ) -> list[np.ndarray]:
         """Every picture's labels, int32 [Y, X] of its centred square in the tokenizer's
         size; `classes` are their names."""
@@ -349,7 +355,7 @@ class CM3Leon:
         *,
         images: int = 1,
         max_text: int = 64,
-        **options: Unpack[Options],
+        **options: Unpack[Common],
     ) -> list[Document]:
         """Goes on where each document ends: text and whole pictures, interleaved, until
         the model ends it, or `images` pictures' and `max_text` pieces' worth of tokens.

@@ -22,7 +22,7 @@ from cm3leon_jax.pretrained import CUT
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.prompts import CLASS, IMAGE
 from cm3leon_jax.sampling.sampler import Sampler
-from cm3leon_jax.writer import Drawing, Options, Telling, TextOptions, Writer
+from cm3leon_jax.writer import Common, Drawing, Options, Telling, TextOptions, Writer
 
 Fields = dict[str, Any]  # of one prompt, by the names of its template
 STYLES = {"short": 64, "detailed": 128, "long": 256}  # pieces they usually need
@@ -198,7 +198,7 @@ def variation(
 
 
 def segment(
-    writer: Writer, images: Iterable[Picture], wording: int, **options: Unpack[Options]
+    writer: Writer, images: Iterable[Picture], wording: int, **options: Unpack[Common]
 ) -> list[np.ndarray]:
     fields = [{"image": image} for image in _pictures(writer, images)]
     return _label(writer, "segment", fields, wording, **options)
@@ -295,7 +295,7 @@ def _label(
     task: str,
     fields: Sequence[Fields],
     wording: int,
-    **options: Unpack[Options],
+    **options: Unpack[Common],
 ) -> list[np.ndarray]:
     """The output of a task that makes class maps."""
     _check_trained(writer, task)
@@ -342,6 +342,7 @@ def _drawings(
                     script,
                 ),
                 text=" ".join(texts) or None,
+                describes=texts == [each.get("caption")],
                 image=images[0] if images else None,
             )
         )

@@ -22,12 +22,11 @@ from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.writer import (
     SHORT,
     Drawing,
-    DrawingOptions,
     Options,
+    Samplers,
     Telling,
     TextOptions,
     Writer,
-    sampler_for,
 )
 
 CUT = "…"  # after a text that has as many pieces as it may: it goes on
@@ -36,7 +35,7 @@ _HOLE_TEXT = 32  # pieces that the hole of a document usually needs
 
 
 def text_to_image(
-    writer: Writer, prompts: Iterable[str], **options: Unpack[DrawingOptions]
+    writer: Writer, prompts: Iterable[str], **options: Unpack[Options]
 ) -> list[Pillow.Image]:
     codec = writer.codec
     wanted = [
@@ -45,6 +44,7 @@ def text_to_image(
                 writer.layout, codec.pieces(text, i), codec.image_tokens, guided=True
             ),
             text=text,
+            describes=True,
         )
         for i, text in enumerate(listed(prompts, str, "prompts"))
     ]
@@ -91,6 +91,7 @@ def infill_pictures(
                 writer.layout, *picture, guided=prompts is not None
             ),
             text=text,
+            describes=text is not None,
             image=array,  # without what is hidden
             given=picture[:2],
         )
@@ -146,10 +147,10 @@ def generate(
     max_text: int,
     *,
     retrieve: Retrieve = 0,
-    sampler: Sampler | None = None,
+    sampler: Samplers = None,
     seed: int = 0,
 ) -> list[Document]:
-    sampler = sampler_for(sampler, Sampler(top_p=0.9), 1, "free generation")
+    samplers = writer.samplers(sampler, Sampler(top_p=0.9), 1, "free generation")
     if min(images, max_text) < 0 or images == max_text == 0:
         raise ValueError(
             f"images={images} and max_text={max_text} must be at least 0, and not "
@@ -172,7 +173,7 @@ def generate(
         begun = np.concatenate([[writer.layout.eos], ids])
         wanted.append(forms.free(begun, length))
     wanted = writer.context.before(wanted, rows)
-    return writer.codec.continued(documents, writer.tokens(wanted, sampler, seed))
+    return writer.codec.continued(documents, writer.tokens(wanted, samplers, seed))
 
 
 def log_likelihood(

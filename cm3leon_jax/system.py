@@ -22,6 +22,7 @@ from cm3leon_jax.parallel.mesh import MeshConfig
 from cm3leon_jax.parallel.rules import Rules
 from cm3leon_jax.retrieval_config import RetrievalConfig
 from cm3leon_jax.run_config import PretrainConfig, RunConfig
+from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.sft_config import SFTConfig
 from cm3leon_jax.training.image_step import ImageTokenizerTrainConfig
@@ -104,7 +105,8 @@ class SamplingConfig:
 
     `caption` is for holes in documents too; `text_to_image` for other pictures without
     a given one, `control` for those with one that are not edits. `text_candidates`: so
-    many texts are written, of which the likeliest is taken. Guidance of edits (of text
+    many texts are written, of which the likeliest is taken. `rerank` says by what the
+    best of several pictures is known. Guidance of edits (of text
     and picture) and of control is the paper's (section 1.12).
     """
 
@@ -116,6 +118,7 @@ class SamplingConfig:
     control: Sampler = Sampler(guidance=3.0)
     segment: Sampler = Sampler(temperature=0.0)
     text_candidates: int = 1
+    rerank: Rerank = Rerank(gain=1.0)
 
     def __post_init__(self):
         if self.text_candidates < 1:

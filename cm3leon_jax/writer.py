@@ -13,46 +13,55 @@ from typing import TypedDict
 
 import jax
 import numpy as np
-from PIL import Image as Pillow
 
 from cm3leon_jax.codec import Codec, Parts
 from cm3leon_jax.context import Context, Retrieve
+from cm3leon_jax.judge import Drawing, Drawn, Judge, Sketches
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.engine import Engine
 from cm3leon_jax.sampling.prompts import Prompt
+from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import System
 from cm3leon_jax.vocab import Layout
 
 SHORT = 24  # pieces of a text, before retrieved documents take the place
+Samplers = Sampler | tuple[Sampler, ...] | None
 
 
-class Options(TypedDict, total=False):
+class Common(TypedDict, total=False):
     """How to write: what every task takes beside what it is about.
 
     retrieve: how many documents to retrieve for each prompt (default 0), or lists of
-    documents to be used, one list for each. sampler: None is the config's for the
-    task. seed: another seed, another sample (default 0).
+    documents to be used, one list for each. sampler: None is the config's for the task;
+    a tuple of samplers splits candidates evenly, number n is by sampler n mod their
+    number. seed: another seed, another sample (default 0).
     """
 
     retrieve: Retrieve
-    sampler: Sampler | None
+    sampler: Samplers
     seed: int
 
 
-class DrawingOptions(Options, total=False):
+class Options(Common, total=False):
     """How to draw pictures.
 
-    numbers: those of the prompts, from which their noise follows (default 0, 1, …), for
-    one who draws a long list in parts.
+    candidates: so many are drawn for each prompt (None: one), and the best is taken.
+    rerank: by which scores; None is the config's. return_scores: return a `Ranked` for
+    each prompt instead of a picture: all its candidates with their scores. numbers:
+    those of the prompts, from which their noise follows (default 0, 1, …), for one who
+    draws a long list in parts.
     """
 
+    candidates: int | None
+    rerank: Rerank | None
+    return_scores: bool
     numbers: Sequence[int] | None
 
 
-class TextOptions(Options, total=False):
+class TextOptions(Common, total=False):
     """How to write texts.
 
     max_text: at most so many pieces each; None is what the task usually needs, or less
@@ -66,19 +75,8 @@ class TextOptions(Options, total=False):
     candidates: int | None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Drawing:
-    """A picture to be drawn.
-
-    `prompt` has all streams that guidance may need. `text` and `image` (square, uint8)
-    are what documents are retrieved by. `given` are the codes of a picture and its
-    cells (bool) that are to be drawn; None: all are.
-    """
-
-    prompt: Prompt
-    text: str | None = None
-    image: np.ndarray | None = None
-    given: tuple[np.ndarray, np.ndarray] | None = None
+class FillingOptions(Options, TextOptions, total=False):
+    """How to fill in what may be pictures or texts."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -117,6 +115,29 @@ class Writer:
         self.engine = Engine(decoder, system.layout, system.rules, mesh, batch)
         self.context = Context(codec, self.limit, memory)
 
+    def contrast(self, amateur: Writer | None) -> None:
+        """Contrastive samplers contrast with another's decoder; None: with this one's.
+
+        ValueError where the two do not have the same tokens.
+        """
+        if amateur is not None:
+            mine, other = (
+                (
+                    s.layout,
+                    *(
+                        s.stage_inputs[f"{kind}_tokenizer"]
+                        for kind in ("text", "image")
+                    ),
+                )
+                for s in (self.system, amateur.system)
+            )
+            if mine != other:
+                raise ValueError(
+                    f"the amateur {amateur.system.name} has other tokens than "
+                    f"{self.system.name}: vocabulary and tokenizers must be the same"
+                )
+        self.engine.amateur = None if amateur is None else amateur.engine.decoder
+
     def draw(
         self,
         wanted: Sequence[Drawing],
@@ -124,26 +145,43 @@ class Writer:
         task: str,
         *,
         retrieve: Retrieve = 0,
-        sampler: Sampler | None = None,
+        sampler: Samplers = None,
+        candidates: int | None = None,
+        rerank: Rerank | None = None,
+        return_scores: bool = False,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
-    ) -> list[Pillow.Image]:
+    ) -> Drawn:
         """A picture for each; `task` is how messages call it."""
-        whole = [drawing.prompt for drawing in wanted]
-        sampler = sampler_for(
-            sampler, default, min(len(p.streams) for p in whole), task
-        )
-        prompts = [forms.keep(prompt, sampler.streams) for prompt in whole]
+        candidates = 1 if candidates is None else candidates
+        known = min(len(drawing.prompt.streams) for drawing in wanted)
+        samplers = self.samplers(sampler, default, known, task)
+        judge = None
+        if candidates > 1 or return_scores:
+            weights = rerank or self.system.sampling.rerank
+            judge = Judge(weights, self.engine, self.codec, self.context)
+            judge.check(wanted)
         rows = self._rows(retrieve, wanted)
-        grid, codes = self.codec.image.grid, []
-        prompts = self.context.before(prompts, rows)
-        written = self.tokens(prompts, sampler, seed, numbers=numbers)
-        for drawing, tokens in zip(wanted, written, strict=True):
-            if drawing.given is None:
-                codes.append(forms.codes(tokens, self.layout).reshape(grid))
-            else:
-                codes.append(forms.fill(*drawing.given, tokens, self.layout))
-        return self.codec.paint(np.stack(codes))
+        whole = self.context.before([drawing.prompt for drawing in wanted], rows)
+        streams = max(map(self._streams, samplers))
+        prompts = [forms.keep(prompt, streams) for prompt in whole]
+        written = list(self.tokens(prompts, samplers, seed, candidates, numbers))
+        codes = np.stack(
+            [
+                self._codes(wanted[i // candidates], tokens)
+                for i, tokens in enumerate(written)
+            ]
+        )
+        if judge is None:
+            return self.codec.paint(codes)
+        sketches = Sketches(wanted, whole, rows, written, codes)
+        return judge.ranked(sketches) if return_scores else judge.best(sketches)
+
+    def _codes(self, drawing: Drawing, tokens_T: np.ndarray) -> np.ndarray:
+        """The codes of a whole picture, [Y, X]."""
+        if drawing.given is not None:
+            return forms.fill(*drawing.given, tokens_T, self.layout)
+        return forms.codes(tokens_T, self.layout).reshape(self.codec.image.grid)
 
     def tell(
         self,
@@ -155,22 +193,22 @@ class Writer:
         max_text: int | None = None,
         candidates: int | None = None,
         retrieve: Retrieve = 0,
-        sampler: Sampler | None = None,
+        sampler: Samplers = None,
         seed: int = 0,
     ) -> tuple[list[list[np.ndarray]], int]:
         """The text pieces of every hole of each, and how many there may be: a text of
         that length was cut. `usual` is the longest that `task` usually needs."""
-        sampler = sampler_for(sampler, default, 1, task)
-        candidates = self._candidates(candidates, sampler)
+        samplers = self.samplers(sampler, default, 1, task)
+        candidates = self._candidates(candidates, samplers)
         rows = self._rows(retrieve, wanted)
         if max_text is None:
             max_text = self._room(wanted, rows, usual)
         bare = [self._text_form(telling, max_text) for telling in wanted]
         prompts = self.context.before(bare, rows)
-        every = [prompt for prompt in prompts for _ in range(candidates)]
         read = forms.texts if not wanted[0].last else _only_text
         texts = [
-            read(tokens, self.layout) for tokens in self.tokens(every, sampler, seed)
+            read(tokens, self.layout)
+            for tokens in self.tokens(prompts, samplers, seed, candidates)
         ]
         if candidates > 1:
             whole, starts = [], []
@@ -193,16 +231,16 @@ class Writer:
         task: str,
         *,
         retrieve: Retrieve = 0,
-        sampler: Sampler | None = None,
+        sampler: Samplers = None,
         seed: int = 0,
     ) -> list[np.ndarray]:
         """The classes that are drawn for each, in raster order."""
-        sampler = sampler_for(sampler, default, 1, task)
+        samplers = self.samplers(sampler, default, 1, task)
         bare = [forms.keep(drawing.prompt, 1) for drawing in wanted]
         prompts = self.context.before(bare, self._rows(retrieve, wanted))
         classes = range(len(self.codec.masks.classes)) if self.codec.masks else None
         written = self.engine.write(
-            *(prompts, sampler, seed, self.codec.image_tokens), classes=classes
+            *(prompts, samplers, seed, self.codec.image_tokens), classes=classes
         )
         inside = self.layout.classes
         return [self.layout.labels(t[forms.inside(t, inside)]) for t in written]
@@ -210,15 +248,49 @@ class Writer:
     def tokens(
         self,
         wanted: Sequence[Prompt],
-        sampler: Sampler,
+        samplers: Sequence[Sampler],
         seed: int,
-        *,
+        candidates: int = 1,
         numbers: Sequence[int] | None = None,
     ) -> Iterator[np.ndarray]:
-        """What the decoder writes for each prompt, in order: tokens [T]."""
+        """What the decoder writes for each candidate of each prompt: tokens [T]."""
+        if candidates < 1:
+            raise ValueError(f"candidates={candidates} must be at least 1")
         return self.engine.write(
-            *(wanted, sampler, seed, self.codec.image_tokens), numbers=numbers
+            *(wanted, samplers, seed, self.codec.image_tokens),
+            candidates=candidates,
+            numbers=numbers,
         )
+
+    def samplers(
+        self, given: Samplers, default: Sampler, streams: int, task: str
+    ) -> list[Sampler]:
+        """Those of prompts that have so many streams.
+
+        Raises ValueError where a caller asks for guidance or contrast and there is but
+        one stream; that of the config may be meant for the same task with a text.
+        """
+        every = given if isinstance(given, tuple) else (given or default,)
+        if not every:
+            raise ValueError("sampler=(): give at least one")
+        made = []
+        for sampler in every:
+            if streams == 1 < self._streams(sampler):
+                if given is not None and sampler != default:
+                    raise ValueError(
+                        f"sampler.guidance={sampler.guidance}, contrastive="
+                        f"{sampler.contrastive}: guidance has nothing to guide in "
+                        f"{task}, where no prompt says what to write; use guidance=1 "
+                        "and no contrastive"
+                    )
+                sampler = dataclasses.replace(sampler, guidance=1.0, contrastive=None)
+            made.append(sampler)
+        return made
+
+    def _streams(self, sampler: Sampler) -> int:
+        """How many a prompt needs; an amateur that is another model has its own."""
+        other = self.engine.amateur is not None and sampler.contrastive is not None
+        return 1 if other else sampler.streams
 
     def _text_form(self, telling: Telling, max_text: int) -> Prompt:
         if not telling.last:
@@ -234,13 +306,13 @@ class Writer:
             retrieve, [w.text for w in wanted], [w.image for w in wanted]
         )
 
-    def _candidates(self, candidates: int | None, sampler: Sampler) -> int:
+    def _candidates(self, candidates: int | None, samplers: Sequence[Sampler]) -> int:
         """How many texts to write: a greedy sampler would write the same again."""
+        if all(sampler.temperature == 0 for sampler in samplers):
+            return len(samplers)
         if candidates is None:
-            candidates = self.system.sampling.text_candidates
-        if candidates < 1:
-            raise ValueError(f"candidates={candidates} must be at least 1")
-        return 1 if sampler.temperature == 0 else candidates
+            return max(self.system.sampling.text_candidates, len(samplers))
+        return candidates
 
     def _room(
         self,
@@ -271,23 +343,3 @@ class Writer:
 
 def _only_text(tokens_T: np.ndarray, layout: Layout) -> list[np.ndarray]:
     return [forms.first_text(tokens_T, layout)]
-
-
-def sampler_for(
-    given: Sampler | None, default: Sampler, streams: int, task: str
-) -> Sampler:
-    """The sampler of prompts that have so many streams.
-
-    Raises ValueError where a caller asks for guidance or contrast and there is but one
-    stream; that of the config may be meant for the same task with a text.
-    """
-    sampler = given or default
-    if streams > 1 or sampler.streams == 1:
-        return sampler
-    if given not in (None, default):
-        raise ValueError(
-            f"sampler.guidance={sampler.guidance}, contrastive={sampler.contrastive}: "
-            f"guidance has nothing to guide in {task}, where no prompt says what to "
-            "write; use guidance=1 and no contrastive"
-        )
-    return dataclasses.replace(sampler, guidance=1.0, contrastive=None)

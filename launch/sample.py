@@ -3,6 +3,7 @@ r"""Any task from the shell, with the newest checkpoint of a work directory.
     sample="python launch/sample.py --workdir runs/quick"
     $sample --prompt "a small red circle at the top left" --out a.png
     $sample --prompts prompts.txt --out pictures/
+    $sample --prompt "a star" --candidates 8 --alpha 0.1 --k 4 --mix --scores --out b/
     $sample --task caption --image a.png --style detailed
     $sample --task answer --image a.png --prompt "what colour is the circle?"
     $sample --task science --image a.png --prompt "what is it?" \
@@ -27,36 +28,38 @@ r"""Any task from the shell, with the newest checkpoint of a work directory.
     $sample --task reconstruct --image a.png --out h.png
 
 `--out` is a file for one picture and a folder for several, which `--prompts` fills as
-they are finished: a run that was interrupted goes on there. Class maps are palette
-pictures of labels. The last line on standard output is one JSON object: {"pictures":
-[…]}, {"texts": […]}, {"documents": […]} or {"log_likelihoods": […]}.
+they are finished: a run that was interrupted goes on there. With `--scores` there are
+all candidates, best first. Class maps are palette pictures of labels. The last line on
+standard output is one JSON object: {"pictures": […]}, {"texts": […]},
+{"documents": […]} or {"log_likelihoods": […]}.
 """
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import command
+import sampler_flags
 from absl import flags
 
 # What each task reads; infilling a document is a task of its own here.
-WRITES = ("retrieve", "seed", "temperature", "top_p", "top_k", "guidance")
+WRITES = ("retrieve", "seed", "amateur", *sampler_flags.NAMES)
 TELLS = (*WRITES, "candidates", "max_text")
+DRAWS = (*WRITES, "candidates", "rerank", "scores")
 TEXTS, REGION = ("prompt", "prompts"), ("mask", "box")
 READS = {
-    "text_to_image": (*TEXTS, "out", *WRITES),
+    "text_to_image": (*TEXTS, "out", *DRAWS),
     "caption": ("image", "style", *TELLS),
     "answer": ("image", *TEXTS, *TELLS),
     "science": ("image", *TEXTS, "choice", "context", *TELLS),
     "explain": ("image", *TEXTS, "choice", "context", *TELLS),
-    "infill": ("image", *REGION, *TEXTS, "out", *WRITES),
+    "infill": ("image", *REGION, *TEXTS, "out", *DRAWS),
     "infill a document": ("document", "image", *TELLS),
-    "edit": ("image", *TEXTS, *REGION, "out", *WRITES),
-    "control": ("image", "kind", *TEXTS, "strength", "out", *WRITES),
-    "ground": ("prompt", "object", "out", *WRITES),
-    "write": (*TEXTS, "out", *WRITES),
-    "variation": ("image", "out", *WRITES),
+    "edit": ("image", *TEXTS, *REGION, "out", *DRAWS),
+    "control": ("image", "kind", *TEXTS, "strength", "out", *DRAWS),
+    "ground": ("prompt", "object", "out", *DRAWS),
+    "write": (*TEXTS, "out", *DRAWS),
+    "variation": ("image", "out", *DRAWS),
     "segment": ("image", "out", *WRITES),
     "generate": ("document", "image", "pictures", "max_text", "out", *WRITES),
     "log_likelihood": ("document", "image", "retrieve"),
@@ -108,21 +111,17 @@ CONTEXT = flags.DEFINE_string("context", None, "What else is known.")
 PICTURES = flags.DEFINE_integer("pictures", 1, "Pictures' worth of tokens to generate.")
 MAX_TEXT = flags.DEFINE_integer("max_text", None, "Pieces of a text at most.")
 CANDIDATES = flags.DEFINE_integer(
-    "candidates", None, "Texts to write, of which the likeliest is taken."
+    "candidates", None, "Texts or pictures to write, of which the best is taken."
+)
+SCORES = flags.DEFINE_bool("scores", False, "All candidates of pictures, with scores.")
+AMATEUR = flags.DEFINE_string(
+    "amateur", None, "The work directory of a smaller system to contrast with."
 )
 OUT = flags.DEFINE_string("out", None, "A .png file, or a folder for several.")
 RETRIEVE = flags.DEFINE_integer(
     "retrieve", 0, "Documents of the memory before each prompt."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Another seed, another sample.")
-OVERRIDES = {
-    "temperature": flags.DEFINE_float("temperature", None, ">= 0; 0 is greedy."),
-    "top_p": flags.DEFINE_float("top_p", None, "In (0, 1]."),
-    "top_k": flags.DEFINE_integer("top_k", None, ">= 0; 0 is all."),
-    "guidance": flags.DEFINE_list(
-        "guidance", None, ">= 0; 1 is none; for edits TEXT,PICTURE."
-    ),
-}
 
 
 def main() -> dict:
@@ -133,14 +132,21 @@ def main() -> dict:
     task = _check_flags(prompts)
     distributed.initialize()
     model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value)
+    if AMATEUR.value:
+        model.contrast(CM3Leon.load(AMATEUR.value))
     images = [_open(path) for path in IMAGE.value]
     how: dict[str, Any] = {}
     if set(WRITES) <= set(READS[task]):
-        sampler = _sampler(_default(model, task), guided=bool(prompts))
+        bare = task == "infill" and not prompts
+        sampler = sampler_flags.sampler(_default(model, task), guided=not bare)
         how = {"sampler": sampler, "seed": SEED.value, "retrieve": RETRIEVE.value}
     for name, flag in (("candidates", CANDIDATES), ("max_text", MAX_TEXT)):
         if name in READS[task] and flag.value is not None:
             how[name] = flag.value
+    if sampler_flags.RERANK.value:
+        how["rerank"] = sampler_flags.rerank()
+    if SCORES.value:
+        how["return_scores"] = True
     return _CALLS[task](model, images, prompts, how)
 
 
@@ -187,27 +193,11 @@ def _check_flags(prompts: list[str]) -> str:
     if MASK.value and BOX.value:
         raise ValueError("give --mask or --box, not both")
     if "out" in READS[task] and task != "generate":
-        out, count = Path(OUT.value), len(IMAGE.value or prompts)
-        if out.suffix not in (("",) if count > 1 else ("", ".png")):
-            wanted = "a folder for several pictures" if count > 1 else "a .png file"
+        out, many = Path(OUT.value), len(IMAGE.value or prompts) > 1 or SCORES.value
+        if out.suffix not in (("",) if many else ("", ".png")):
+            wanted = "a folder for several pictures" if many else "a .png file"
             raise ValueError(f"--out {out}: give {wanted}")
     return task
-
-
-def _sampler(default, *, guided: bool = True):
-    """The task's own sampler (None) unless a flag changes it."""
-    given = {k: f.value for k, f in OVERRIDES.items() if f.value is not None}
-    if not given:
-        return None
-    if "guidance" in given:
-        try:
-            scales = tuple(float(scale) for scale in given["guidance"])
-        except ValueError:
-            raise ValueError(f"--guidance {given['guidance']}: give numbers") from None
-        given["guidance"] = scales[0] if len(scales) == 1 else scales
-    elif TASK.value == "infill" and not guided:
-        given["guidance"] = 1.0
-    return dataclasses.replace(default, **given)
 
 
 def _open(path: str):
@@ -264,6 +254,8 @@ def _documents(model, images: list) -> list:
 
 def _save(pictures: list) -> dict:
     out = Path(OUT.value)
+    if SCORES.value:
+        return _save_ranked(pictures, out)
     if len(pictures) == 1 and out.suffix:
         paths = [out]
     else:
@@ -274,10 +266,24 @@ def _save(pictures: list) -> dict:
     return {"pictures": [str(path) for path in paths]}
 
 
+def _save_ranked(ranked: list, out: Path) -> dict:
+    """All candidates, the number of the prompt and the rank in their names."""
+    found = []
+    out.mkdir(parents=True, exist_ok=True)
+    for i, each in enumerate(ranked):
+        for rank, picture in enumerate(each.outputs):
+            path = out / f"{i:04d}-{rank:02d}.png"
+            picture.save(path)
+            parts = {name: values[rank] for name, values in each.parts.items()}
+            score = {"score": each.scores[rank], "number": each.numbers[rank]}
+            found.append({"picture": str(path), **score, **parts})
+    return {"pictures": found}
+
+
 def _draw(model, prompts: list, how: dict) -> dict:
     """A folder fills up batch by batch; what is finished there is not drawn again."""
     out = Path(OUT.value)
-    if out.suffix:
+    if out.suffix or SCORES.value:
         return _save(model.text_to_image(prompts, **how))
     import jax
 
@@ -289,10 +295,12 @@ def _draw(model, prompts: list, how: dict) -> dict:
     weights = [x for x in jax.tree.leaves(model.decoder) if isinstance(x, jax.Array)]
     settings = {
         "decoder": [float(abs(w).sum()) for w in weights],  # training may go on
-        **{name: how[name] for name in ("seed", "retrieve")},
-        "sampler": repr(how["sampler"]),
+        "amateur": AMATEUR.value,
+        **{
+            name: value if value is None else repr(value) for name, value in how.items()
+        },
     }
-    batch = model.writer.engine.batch
+    batch = max(model.writer.engine.batch // how.get("candidates", 1), 1)
     paths = gallery.fill(out, prompts, draw, settings=settings, batch=batch)
     return {"pictures": [str(path) for path in paths]}
 

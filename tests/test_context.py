@@ -139,7 +139,7 @@ def written(monkeypatch):
     """Streams of all prompts that a decoder would be given, call by call."""
     calls = []
 
-    def write(self, wanted, sampler, seed, image_tokens):
+    def write(self, wanted, samplers, seed, image_tokens, *, candidates):
         prompts.stack(wanted, self.layout, LIMIT)
         calls.append([[ids.tolist() for ids in p.streams] for p in wanted])
         text = [*LAYOUT.text_ids([104, 105]), LAYOUT.eoss]
@@ -258,8 +258,8 @@ def test_generation_and_likelihood_with_documents(written, monkeypatch):
 
 
 def test_the_likeliest_of_several_texts_is_taken(monkeypatch):
-    def write(self, wanted, sampler, seed, image_tokens):
-        for i in range(len(wanted)):
+    def write(self, wanted, samplers, seed, image_tokens, *, candidates):
+        for i in range(len(wanted) * candidates):
             yield np.array([*LAYOUT.text_ids([97 + i]), LAYOUT.eoss])
 
     def score(self, rows, starts):

@@ -163,11 +163,11 @@ def test_a_prompt_that_ends_within_an_image_goes_on_in_it(model):
         assert row[4] in (LAYOUT.brk, LAYOUT.eos)
 
 
-def test_an_amateur_reads_the_last_stream(model, engine):
+def test_an_amateur_is_for_contrastive_samplers_only(model, engine):
     both = Engine(model, LAYOUT, RULES, None, batch=24, amateur=model)
-    scales = Sampler(temperature=0.0)
-    same = write(both, (2, 9), scales)
-    np.testing.assert_array_equal(same, write(engine, (2, 9), scales))
+    greedy = Sampler(temperature=0.0)
+    same = write(both, (2, 9), greedy)
+    np.testing.assert_array_equal(same, write(engine, (2, 9), greedy))
 
 
 @pytest.mark.parametrize("setting", ["compute", "weights", "cache"])

@@ -20,7 +20,8 @@ LAYERS = (
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),
     ("run_config", "sft_config", "retrieval_config", "system", "inputs", "codec")
-    + ("gallery", "encoders", "context", "writer", "pretrained", "instructed", "api"),
+    + ("gallery", "encoders", "context", "judge", "writer", "pretrained", "instructed")
+    + ("api",),
     ("evaluation",),
     ("preparation", "memory", "decoder_run", "sft", "stages"),
 )

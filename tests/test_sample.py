@@ -16,6 +16,7 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.controls import class_colours
 from cm3leon_jax.data.task_templates import TASKS
 from cm3leon_jax.parallel import distributed
+from cm3leon_jax.sampling.engine import Engine
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SIDE = tiny_api.SIDE
@@ -33,7 +34,8 @@ def sample():
     sys.path.remove(str(LAUNCH))
     for name in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, name)
-    sys.modules.pop("command")
+    for name in ("command", "sampler_flags"):
+        sys.modules.pop(name)
 
 
 @pytest.fixture
@@ -151,9 +153,33 @@ def test_flags_change_the_sampler_of_the_task(run):
     assert len(prompt.streams) == 2  # the config's guidance
 
 
+def test_candidates_are_written_best_first_with_their_scores(run, monkeypatch):
+    monkeypatch.setattr(
+        Engine, "score", lambda _, rows, counted: [n % 3 for n in range(len(rows))]
+    )
+    mixed = ("--alpha", "0.1", "--k", "3", "--mix", "--rerank", "gain=2")
+    result, ((*prompts,),) = run(
+        *(*WORD, "--out", "d", "--candidates", "4", "--scores"), *mixed
+    )
+    assert [len(prompt.streams) for prompt in prompts] == [2] * 4
+    # Gains: 0 - 1, 1 - 2, 2 - 0, 0 - 1.
+    made = [(x["number"], x["score"], x["gain"]) for x in result["pictures"]]
+    assert made == [(2, 4.0, 2.0), (0, -2.0, -1.0), (1, -2.0, -1.0), (3, -2.0, -1.0)]
+    assert all(Path(x["picture"]).is_file() for x in result["pictures"])
+    best, _ = run(*WORD, *OUT, "--candidates", "4", "--rerank", "gain=2")
+    assert best == {"pictures": ["b.png"]}
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ((*WORD, *OUT, "--k", "3"), "needs --alpha"),
+        ((*WORD, *OUT, "--alpha", "2"), "contrastive.alpha=2.0 must be"),
+        ((*WORD, *OUT, "--alpha", "0.1", "--guidance", "3"), "do not go together"),
+        ((*WORD, *OUT, "--rerank", "gain"), "give NAME=WEIGHT"),
+        ((*WORD, *OUT, "--rerank", "beauty=1"), "unknown setting rerank.beauty"),
+        ((*WORD, *OUT, "--scores"), "a folder for several"),
+        (("--task", "caption", *PICTURE, "--rerank", "gain=1"), "--rerank is not for"),
         (("--task", "caption"), "--task caption needs --image"),
         (("--task", "caption", *PICTURE, *WORD), "--prompt is not for --task caption"),
         (("--task", "caption", *PICTURE, "--strength", "1.0"), "--strength is not for"),

@@ -61,10 +61,10 @@ def spy(monkeypatch, text="hi"):
     every hole. The prompts are noted, call by call."""
     calls = []
 
-    def write(self, wanted, sampler, seed, image_tokens, *, classes=None, **_):
+    def write(self, wanted, _, seed, image_tokens, *, candidates=1, **__):
         prompts.stack(wanted, self.layout, self.decoder.config.length)
-        calls.append(list(wanted))
-        for prompt in wanted:
+        calls.append([prompt for prompt in wanted for _ in range(candidates)])
+        for prompt in calls[-1]:
             script = prompt.scripts[0]
             if (script == prompts.TEXT).any():
                 yield np.array([*LAYOUT.text_ids(list(text.encode())), LAYOUT.eoss])

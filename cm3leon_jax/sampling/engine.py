@@ -62,9 +62,9 @@ class Engine:
     """Runs a decoder over a mesh, on which it must lie already; None is one device.
 
     `batch` is at most how many rows (candidates of prompts) are run together, rounded
-    up to what the mesh splits the batch into. `amateur` is another decoder, of the same
-    vocabulary, that decodes the last stream of every prompt. ValueError unless `batch`
-    is positive.
+    up to what the mesh splits the batch into. ValueError unless it is positive.
+    `amateur` is another decoder of the same vocabulary: contrastive samplers contrast
+    with it, after the same prompts, instead of with the last stream of each prompt.
     """
 
     def __init__(
@@ -136,10 +136,16 @@ class Engine:
             raise ValueError(
                 f"{len(wanted)} prompts need as many numbers, got {numbers_B.shape}"
             )
-        prompts = stack(wanted, self.layout, self.decoder.config.length)
+        limit, amateur = self.decoder.config.length, None
+        if self.amateur is not None and any(s.contrastive for s in each):
+            amateur = self.amateur
+            limit = min(limit, amateur.config.length)
+            wanted = [_read_twice(prompt) for prompt in wanted]
+        prompts = stack(wanted, self.layout, limit)
         samplers = [each[c % len(each)] for c in range(candidates)]
+        key = jax.random.key(seed)
         rows = self._write(
-            prompts, samplers, numbers_B, jax.random.key(seed), image_tokens, classes
+            *(prompts, samplers, amateur, numbers_B, key, image_tokens, classes)
         )
         bar = tqdm.tqdm(
             rows,
@@ -155,6 +161,7 @@ class Engine:
         self,
         prompts: Batch,
         samplers: list[Sampler],
+        amateur: Decoder | None,
         numbers_B: np.ndarray,
         key: jax.Array,
         image_tokens: int,
@@ -165,9 +172,8 @@ class Engine:
         together = -(-candidates // -(-candidates // self.batch))
         size = self._size(count, together)
         model = self._laid_out(self.decoder)
-        amateur = None if self.amateur is None else self._laid_out(self.amateur)
         options: dict[str, Any] = dict(
-            amateur=amateur,
+            amateur=None if amateur is None else self._laid_out(amateur),
             cache=self.precision.cache,
             shard=self._shard,
             attention=self._attention,
@@ -263,6 +269,13 @@ class Engine:
         for start in range(0, count, size):
             rows_B = np.minimum(np.arange(start, start + size), count - 1)
             yield from np.asarray(run(rows_B))[: count - start]
+
+
+def _read_twice(prompt: Prompt) -> Prompt:
+    """The prompt with its full stream once more, for the amateur."""
+    return Prompt(
+        (*prompt.streams, prompt.streams[0]), (*prompt.scripts, prompt.scripts[0])
+    )
 
 
 def _divisor(length: int, least: float) -> int:
