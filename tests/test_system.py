@@ -122,6 +122,8 @@ def test_bookkeeping_does_not_change_what_a_stage_depends_on():
         ("pretrain.microbatches", 2),
         ("decoder.remat", "full"),
         ("image_tokenizer.training.log_every", 3),
+        ("sampling.text_to_image.top_p", 0.5),
+        ("sampling.rerank", {"similarity": 1.0}),
     ):
         assert System.make(changed(name, value)).stage_inputs == one
     for name, value, stages in (
