@@ -114,7 +114,7 @@ def load_frozen(folder: str | Path) -> Embedder:
 
     pieces = (Path(folder) / "tokenizer.json").read_bytes()
     return Embedder(
-        name=_name("frozen", pieces, network, words),
+        name=_name("frozen", pieces, words.config, network, words),
         size=width + HEAD,
         image_size=_FROZEN_SIDE,
         texts=texts,
@@ -133,7 +133,7 @@ def from_model(
     embed_texts = _Batched(_text, model, _BATCH)
     embed_images = _Batched(_image, model, _fitting(config.image_size))
     return Embedder(
-        name=_name(kind, pieces, model),
+        name=_name(kind, pieces, config, model),
         size=config.embed,
         image_size=config.image_size,
         texts=lambda texts: embed_texts(*to_ids(texts)),
@@ -185,9 +185,10 @@ def _fitting(side: int) -> int:
     return min(max(_PIXELS // side**2, 1), _BATCH)
 
 
-def _name(kind: str, pieces: bytes, *models: Any) -> str:
+def _name(kind: str, pieces: bytes, config: Any, *models: Any) -> str:
     """The kind and 12 hex digits of all that decides an embedding."""
     digest = hashlib.sha256(pieces)
+    digest.update(repr((config, _FROZEN_SIDE, minilm.LENGTH)).encode())
     for model in models:
         for leaf in jax.tree.leaves(model):
             digest.update(np.ascontiguousarray(leaf).tobytes())

@@ -139,7 +139,7 @@ def _study() -> ConfigDict:
                 "vision_width": 64,
                 "vision_heads": 4,
                 "text_vocab": 513,
-                "text_length": 24,
+                "text_length": 32,
                 "text_layers": 2,
                 "text_width": 64,
                 "text_heads": 4,

@@ -239,6 +239,11 @@ def test_text_ids_end_and_are_cut():
     ids_BL, length_B = training.text_ids(["ab", "", "z" * 40], encode, CONFIG)
     assert ids_BL[0].tolist() == [0, 1, *[29] * 10] and length_B.tolist() == [3, 1, 12]
     assert ids_BL[2].tolist() == [25] * 11 + [29]
+    texts = ["ab", "z" * 40, "", "z" * 40]
+    assert training._cut(texts, encode, CONFIG) == 0.5
+    longest = "z" * (CONFIG.text_length - 1)
+    assert len(encode(longest)) == CONFIG.text_length - 1
+    assert training._cut([longest], encode, CONFIG) == 0.0
 
 
 # ------------------------------------------------------------------ a whole run
@@ -271,6 +276,7 @@ def test_training_learns(tmp_path):
     # Three colours in a batch of 16: what can be known leaves ln(16/3) to guess.
     assert scores["image_text"] < 2.0 < np.log(16)
     assert scores["steps"] == 40 and scores["parameters"] > 5000
+    assert scores["cut_texts"] == 0.0
     sizes = json.loads((tmp_path / "whole" / training.SETTINGS).read_text())
     assert DualEncoderConfig(**sizes) == CONFIG
 

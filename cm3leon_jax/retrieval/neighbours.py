@@ -114,6 +114,7 @@ def _find(
     rows: range,
     *,
     in_bank: bool,
+    per_query: Sequence[int],
     query_dropout: float,
     seed: int,
     **choice: Any,
@@ -125,8 +126,10 @@ def _find(
         chunk = [documents[i] for i in numbers]
         own_B = np.array(numbers) if in_bank else np.full(len(chunk), -1)
         own_BE = bank.signatures(own_B) if in_bank else embedder.documents(chunk)[1]
-        queries = _queries(chunk, embedder, query_dropout, seed, start)
-        chosen, reasons = _chosen(bank, own_B, own_BE, queries, **choice)
+        queries = _queries(chunk, embedder, per_query, query_dropout, seed, start)
+        chosen, reasons = _chosen(
+            bank, own_B, own_BE, queries, per_query=per_query, **choice
+        )
         parts.append(chosen)
         for of_one in reasons:
             for key, count in tally(of_one).items():
@@ -139,17 +142,19 @@ def _find(
 def _queries(
     documents: Sequence[Document],
     embedder: Embedder,
+    per_query: Sequence[int],
     share: float,
     seed: int,
     first: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For texts and for pictures: (numbers of the documents that have one, vectors)."""
+    """For texts and for pictures: (numbers of the documents that have one, vectors).
+    Nobody asks in a way that is to find nothing."""
     texts, images = [], []
     for i, document in enumerate(documents):
         text, picture = asked(document, share, seed, first + i)
-        if text is not None:
+        if text is not None and per_query[0]:
             texts.append((i, text))
-        if picture is not None:
+        if picture is not None and per_query[1]:
             images.append((i, picture))
     return [
         (np.array([i for i, _ in found], np.int64), embed([x for _, x in found]))
@@ -180,11 +185,6 @@ def _chosen(
     """Rows for every document, and the reasons of its last look."""
     rows = np.full((len(own_B), sum(per_query)), -1, np.int32)
     all_reasons: list[np.ndarray] = [np.zeros(0)] * len(own_B)
-    # Nobody asks in a way that finds nothing.
-    queries = [
-        (numbers[: len(numbers) * (count > 0)], vectors)
-        for (numbers, vectors), count in zip(queries, per_query, strict=True)
-    ]
     way_R = np.repeat(np.arange(len(queries)), per_query)
     left, wanted = np.arange(len(own_B)), _FIRST * max(per_query)
     while len(left):

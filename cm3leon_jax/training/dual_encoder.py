@@ -15,6 +15,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -62,7 +63,8 @@ def train(
     `model_config.text_vocab - 1`, which is the end-of-text id. `validation` pairs are
     scored in batches like the training's; what does not fill one is left out.
 
-    Returns the held-out loss and accuracies with `steps` and `parameters`. Raises
+    Returns the held-out loss and accuracies with `steps`, `parameters` and `cut_texts`,
+    the share of held-out texts that are too long for the encoder. Raises
     ValueError for pairs that do not fit the model, and what the loop raises.
     """
     _check(config, model_config, pairs, validation, encode)
@@ -127,6 +129,7 @@ def train(
         **validate(final),
         "steps": steps,
         "parameters": parameter_count(model_config),
+        "cut_texts": _cut(validation[0], encode, model_config),
     }
 
 
@@ -226,6 +229,18 @@ def text_ids(
         ids_BL[i, : len(pieces)] = pieces
         length_B[i] = len(pieces) + 1
     return ids_BL, length_B
+
+
+def _cut(texts: Sequence[str], encode: Encode, config: DualEncoderConfig) -> float:
+    """The share of texts that lose their end; a line says so."""
+    cut = sum(len(encode(text)) >= config.text_length for text in texts) / len(texts)
+    if cut:
+        logging.warning(
+            "%.1f %% of the held-out texts lose their end, longer than retrieval."
+            "encoder.model.text_length=%d holds with the end of text: raise it",
+            *(100 * cut, config.text_length),
+        )
+    return cut
 
 
 def _check(
