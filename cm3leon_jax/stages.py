@@ -20,7 +20,7 @@ from cm3leon_jax.data import records
 from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.pipeline import Rows
 from cm3leon_jax.decoder_run import train_decoder
-from cm3leon_jax.evaluation import entities, pairs, shapes
+from cm3leon_jax.evaluation import entities, pairs, shapes, tasks
 from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
 from cm3leon_jax.memory import build_bank, train_dual_encoder
 from cm3leon_jax.parallel.distributed import together
@@ -81,6 +81,7 @@ def check_protocol(protocol: Protocol) -> None:
 
 EVALUATORS = {
     "shapes": shapes.TASKS,
+    "shape_tasks": tasks.TASKS,
     "pairs": pairs.TASKS,
     "entities": entities.TASKS,
 }

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from cm3leon_jax import config
 from cm3leon_jax.data import shapes as world
 from cm3leon_jax.data import sources
-from cm3leon_jax.evaluation import pairs, protocol, shapes
+from cm3leon_jax.evaluation import filling, pairs, protocol, shapes
 from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import SamplingConfig
@@ -43,7 +43,7 @@ def test_boxes_cut_through_cells_and_hide_a_known_share(layout, size, grid):
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(200):
-        mask = shapes.offgrid_box(rng, config, (grid, grid))
+        mask = filling.offgrid_box(rng, config, (grid, grid))
         hidden = regions.cells(mask, (grid, grid))
         rows, columns = (np.flatnonzero(hidden.any(axis)) for axis in (1, 0))
         assert hidden.sum() == len(rows) * len(columns)  # one box
@@ -56,7 +56,7 @@ def test_boxes_cut_through_cells_and_hide_a_known_share(layout, size, grid):
 
 def test_a_grid_as_coarse_as_the_layout_has_no_such_box():
     with pytest.raises(ValueError, match="code cells"):
-        shapes.offgrid_box(np.random.default_rng(0), WORLD, (2, 2))
+        filling.offgrid_box(np.random.default_rng(0), WORLD, (2, 2))
 
 
 class Perfect:
@@ -87,7 +87,7 @@ class Perfect:
 
 def test_infilling_counts_cell_and_box():
     documents = [world.document(WORLD, "test", seed) for seed in range(30)]
-    found = shapes.infill(Perfect(), documents, 0).scores
+    found = filling.infill(Perfect(), documents, 0).scores
     assert all(score["value"] == 1 for score in found.values())
     assert found["objects"]["n"] == 30  # one object a scene
     # Long captions leave no room for a box's rows.

@@ -4,26 +4,47 @@
         --workdir runs/quick --checkpoint pretrain
 
 `objects` is F1 over exact (shape, colour, size, cell) tuples of unseen scenes; its
-interval counts scenes with the same objects as one. `full` also asks for colours of
-shapes that training has never shown together (`unseen_pairs`).
-"""
+interval counts scenes with the same objects as one.
+
+| variant | of | what |
+|---|---|---|
+| quick | before tuning | 320 scenes |
+| pretrained | before tuning | 1,000 scenes, and colours of shapes that training has never shown together (`unseen_pairs`) |
+| full | a checkpoint tuned on all tasks | every task, at least 1,000 things each |
+| study | the same | every task, at least 320 things each |
+
+What is counted is in `cm3leon_jax/evaluation/task_*.py`; keys that end in
+`_unseen_wording` are of instructions in words that training has never used.
+"""  # noqa: E501
 
 from ml_collections import ConfigDict
 
+PAIRS = ("reconstruction", "text_to_image", "caption", "infill")
+TASKS = (
+    *("reconstruction", "text_to_image", "unseen_pairs", "caption", "answer"),
+    *("science", "science_cot", "edit", "edit_region", "infill", "infill_sizes"),
+    *("segment", "ground", "control_edge", "control_scribble"),
+    *("control_segmentation", "control_depth", "reference_style"),
+    *("reference_composition", "reference_content", "variation"),
+)
+# Documents, and tasks. Quick trains too little to put colours and shapes together anew.
+VARIANTS = {
+    "quick": ("shapes", 320, PAIRS),
+    "pretrained": ("shapes", 1000, (*PAIRS, "unseen_pairs")),
+    "full": ("shape_tasks", 1000, TASKS),
+    "study": ("shape_tasks", 320, TASKS),
+}
+
 
 def get_config(variant: str = "quick") -> ConfigDict:
-    # At least 300 objects a score for quick, 1,000 otherwise; infilling asks for one a
-    # scene.
-    scenes = {"quick": 320, "full": 1000}[variant]
-    # Quick trains too little to put colours and shapes together anew.
-    unseen = {"quick": (), "full": ("unseen_pairs",)}[variant]
+    world, documents, tasks = VARIANTS[variant]
     return ConfigDict(
         {
             "name": f"shapes:{variant}",
-            "world": "shapes",
+            "world": world,
             "split": "test",
-            "documents": scenes,
-            "tasks": ("reconstruction", "text_to_image", "caption", "infill", *unseen),
+            "documents": documents,
+            "tasks": tasks,
             "shown": 12,
             "seed": 0,
         }

@@ -1,0 +1,238 @@
+"""Scores of the tasks that write text: answers, choices, captions of three lengths.
+
+Captions are read back by the oracle. The short form names colours and shapes only
+(`pairs`), the other two every fact (`objects`).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from cm3leon_jax.api import CM3Leon
+from cm3leon_jax.data.documents import Document
+from cm3leon_jax.data.shapes import CELL_NAMES, SIZE_WORDS, ShapesConfig
+from cm3leon_jax.evaluation import oracle, scenes
+from cm3leon_jax.evaluation.examples import (
+    UNSEEN,
+    asked,
+    column,
+    drawn,
+    evaluator,
+    objects,
+    one,
+    picture,
+)
+from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
+
+_OPTION = re.compile(r"\([A-Z]\) (.*?)(?= \([A-Z]\) |$)")
+_KEYS = {  # of what is right in captions of each form, and of what is made up
+    "short": ("pairs", "hallucinated_pairs"),
+    "detailed": ("objects", "hallucinated"),
+    "long": ("objects_long", "hallucinated_long"),
+}
+FORMS = tuple(_KEYS)
+_SENTENCE = re.compile(r"[.!?](?:\s|$)")
+
+
+def _answers(
+    documents: Sequence[Document], texts: Sequence[str], notes: Sequence[str]
+) -> Outcome:
+    """`accuracy`: exactly the right answer, but for capitals and a full stop; and
+    `accuracy_KIND` of every kind of question."""
+    truth = [d.metadata["answer_text"] for d in documents]
+    right = np.array(
+        [_plain(a) == _plain(b) for a, b in zip(texts, truth, strict=True)]
+    )
+    kinds = np.array([d.metadata["question_kind"] for d in documents])
+    scores = {"accuracy": _share(right)}
+    for kind in sorted(set(kinds.tolist())):
+        scores[f"accuracy_{kind}"] = _share(right[kinds == kind])
+    pictures = column(documents, "image")
+    samples = [
+        Sample(
+            text=f"{d.metadata['question']} — {text}",
+            pictures={"picture": picture(shown)},
+            ok=bool(ok),
+            note=note if ok else f"right: {wanted}. {note}".strip(),
+        )
+        for d, text, shown, ok, wanted, note in zip(
+            documents, texts, pictures, right, truth, notes, strict=True
+        )
+    ]
+    return Outcome(scores, samples)
+
+
+def answer(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
+    """Questions about pictures, in the three forms of the template."""
+    texts = asked(
+        documents,
+        lambda given, wording: model.answer(
+            given["image"], given["question"], wording=wording, seed=seed
+        ),
+    )
+    return _answers(documents, texts, [""] * len(texts))
+
+
+def science(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
+    """The same with a choice of answers."""
+    texts = asked(
+        documents,
+        lambda given, _: model.science(
+            given["image"],
+            given["question"],
+            _choices(given),
+            contexts=given["context"],
+            seed=seed,
+        ),
+    )
+    return _answers(documents, texts, [""] * len(texts))
+
+
+def science_cot(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
+    """And thought out first; an explanation without an end has no answer."""
+    both = asked(
+        documents,
+        lambda given, _: model.explain(
+            given["image"],
+            given["question"],
+            _choices(given),
+            contexts=given["context"],
+            seed=seed,
+        ),
+    )
+    return _answers(documents, [b for _, b in both], [a for a, _ in both])
+
+
+def _choices(given: dict[str, list]) -> list[list[str]]:
+    return [_OPTION.findall(text) for text in given["options"]]
+
+
+def _plain(text: str) -> str:
+    return text.strip().removesuffix(".").strip().casefold()
+
+
+def _share(right: Collection[Any]) -> Score:
+    """Of what is right."""
+    return interval(np.array(list(right), float), np.mean, len(right))
+
+
+def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
+    """Captions of three lengths, of scenes that have as many objects as `documents`.
+
+    `objects` (detailed), `objects_long`: F1 over exact objects; `pairs`: F1 over the
+    colours and shapes of the short one. `style`: captions of the form that was asked
+    for, by `form_of`. `length`: scenes whose short caption is shorter than the
+    detailed one, and that than the long one. `hallucinated`, `hallucinated_pairs`,
+    `hallucinated_long`: of the objects that captions name, those that no picture
+    shows; less is better.
+    """
+    scores: dict[str, Score] = {}
+    world, least = scenes.world_of(model), len(documents)
+    for unseen, suffix in ((False, ""), (True, f"_{UNSEEN}")):
+        sets = {
+            form: drawn(model, f"caption_{form}", least, objects, unseen)
+            for form in FORMS
+        }
+        texts = {
+            form: _captions(model, mine, form, seed) for form, mine in sets.items()
+        }
+        for form, mine in sets.items():
+            found = [_named(world, form, text) for text in texts[form]]
+            truth = [_shown(world, form, document) for document in mine]
+            key, wrong = _KEYS[form]
+            scores[key + suffix] = scenes.f1(truth, found, scenes.wanted(mine))
+            if not unseen:
+                scores[wrong] = _hallucinated(truth, found)
+                if form == "detailed":
+                    samples = _caption_samples(mine, texts[form], truth, found)
+        every = [form_of(world, text) == form for form in FORMS for text in texts[form]]
+        scores["style" + suffix] = _share(every)
+    mine = drawn(model, "caption_detailed", least, objects)
+    lengths = [
+        [len(t.split()) for t in _captions(model, mine, form, seed)] for form in FORMS
+    ]
+    scores["length"] = _share([a < b < c for a, b, c in zip(*lengths, strict=True)])
+    first = {"objects": scores.pop("objects")}
+    return Outcome(first | scores, samples)
+
+
+def form_of(world: ShapesConfig, text: str) -> str:
+    """ "long" for several sentences, "short" for one without a place or a size."""
+    if len(_SENTENCE.findall(text)) > 1:
+        return "long"
+    words = [*CELL_NAMES[world.layout], *(w for x in SIZE_WORDS.values() for w in x)]
+    told = re.search(rf"\b({'|'.join(words)})\b", text)
+    return "detailed" if told else "short"
+
+
+def _captions(
+    model: CM3Leon, documents: Sequence[Document], form: str, seed: int
+) -> list[str]:
+    """Of the pictures of these examples, which may be of another form."""
+    if documents[0].metadata["task"] != f"caption_{form}":
+        images = column(documents, "image")
+        return model.caption(images, style=form, seed=seed)
+    return asked(
+        documents,
+        lambda given, wording: model.caption(
+            given["image"], style=form, wording=wording, seed=seed
+        ),
+    )
+
+
+def _named(world: ShapesConfig, form: str, text: str) -> frozenset:
+    if form == "short":
+        return _numbered(oracle.parse_pairs(text))
+    return oracle.parse_caption(world, text)
+
+
+def _shown(world: ShapesConfig, form: str, document: Document) -> frozenset:
+    truth = scenes.shown(document).objects
+    if form == "short":
+        return _numbered(Counter((o.colour, o.shape) for o in truth))
+    return frozenset(truth)
+
+
+def _numbered(pairs: Counter) -> frozenset:
+    """What occurs twice is two."""
+    return frozenset((*pair, i) for pair, n in pairs.items() for i in range(n))
+
+
+def _hallucinated(truth: Sequence[frozenset], found: Sequence[frozenset]) -> Score:
+    counts = np.array([(len(f - t), len(f)) for t, f in zip(truth, found, strict=True)])
+    named = counts[:, 1].sum()
+
+    def rate(rows: np.ndarray) -> float:
+        wrong, all_named = rows.sum(0)
+        return float(wrong / max(all_named, 1))
+
+    return interval(counts, rate, named)
+
+
+def _caption_samples(
+    documents: Sequence[Document],
+    texts: Sequence[str],
+    truth: Sequence[frozenset],
+    found: Sequence[frozenset],
+) -> list[Sample]:
+    pictures = column(documents, "image")
+    return [
+        Sample(
+            text=text,
+            pictures={"picture": picture(shown)},
+            ok=w == f,
+            note=scenes.difference(cast(Any, w), cast(Any, f)),
+        )
+        for text, shown, w, f in zip(texts, pictures, truth, found, strict=True)
+    ]
+
+
+TASKS: dict[str, Evaluator] = {
+    "caption": caption,
+    "answer": evaluator("answer", answer, one, again=("accuracy",)),
+    "science": evaluator("science", science, one),
+    "science_cot": evaluator("science_cot", science_cot, one),
+}
