@@ -23,10 +23,11 @@ def main() -> dict:
     protocol = config.make(Protocol, measured, "protocol")
     stages.check_protocol(protocol)  # now rather than after hours of training
     stages.run(system, workdir, overwrite=command.OVERWRITE.value)
-    result = stages.evaluate(workdir, protocol, "pretrain")
+    checkpoint = "pretrain" if system["sft"] is None else "sft"
+    result = stages.evaluate(workdir, protocol, checkpoint)
     return {
         "report": str(report.write(workdir)),
-        "scores_file": str(result_file(workdir, protocol, "pretrain")),
+        "scores_file": str(result_file(workdir, protocol, checkpoint)),
         "scores": {key: score["value"] for key, score in result["scores"].items()},
     }
 
