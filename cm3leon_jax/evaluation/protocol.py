@@ -165,8 +165,9 @@ def run_protocol(
     for task, outcome in outcomes.items():
         write_samples(samples / task, outcome.samples[: protocol.shown])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
-    return result
+    text = json.dumps(result, indent=1)
+    path.write_text(text)
+    return json.loads(text)  # as whoever reads the file finds it
 
 
 def result_file(workdir: Path, protocol: Protocol, checkpoint: str) -> Path:
