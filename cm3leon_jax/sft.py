@@ -127,7 +127,10 @@ def open_task_rows(system: System, directory: Path, split: str) -> Rows:
         settings.packing,
         seed,
         answers=AnswerConfig(probability=settings.answer, regions=regions),
-        mixture=TaskMixture(counts(found), weights(settings), seed),
+        mixture=TaskMixture(
+            *(counts(found), weights(settings), seed),
+            only=[settings.names.index(name) for name in settings.only],
+        ),
     )
 
 

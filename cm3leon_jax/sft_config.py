@@ -30,6 +30,8 @@ class SFTConfig(RunConfig):
 
     tasks: names (`data/task_templates.py`) and weights: a task's share of an epoch is
     its weight times its size, within bounds (`data/task_mixture.py`).
+    only: some of the tasks, () for all: of the mixture, only their samples are trained
+    on, which are the same ones in the same order as with all others between them.
     answer: probability that of a sample exactly the answer is moved, and of one whose
     output comes last nothing; `infill` masks the others, and all of the task infill.
     autoregressive: tasks that write text have the picture first and the text last.
@@ -51,6 +53,7 @@ class SFTConfig(RunConfig):
 
     tasks: dict[str, float]
     examples: ExamplesConfig
+    only: tuple[str, ...] = ()
     answer: float = 0.8
     autoregressive: bool = False
     tokenizers: tuple[str, ...] = ()
@@ -76,12 +79,13 @@ class SFTConfig(RunConfig):
                     f"sft.tasks.{name}={weight!r} must be a positive number: leave a "
                     "task out that is not to be trained"
                 )
-        for name in self.tokenizers:
-            if name not in self.tasks:
-                raise ValueError(
-                    f"sft.tokenizers: {name!r} is not one of sft.tasks "
-                    f"({', '.join(self.tasks)})"
-                )
+        for key, names in (("tokenizers", self.tokenizers), ("only", self.only)):
+            for name in names:
+                if name not in self.tasks:
+                    raise ValueError(
+                        f"sft.{key}: {name!r} is not one of sft.tasks "
+                        f"({', '.join(self.tasks)})"
+                    )
         if not 0 <= self.answer <= 1:
             raise ValueError(f"sft.answer={self.answer} must be within [0, 1]")
         if not 0 <= self.ema < 1:

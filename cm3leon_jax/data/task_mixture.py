@@ -45,20 +45,31 @@ def ratios(counts: Sequence[int], weights: Sequence[float]) -> np.ndarray:
 class TaskMixture:
     """`size` samples an epoch out of records that lie task after task.
 
-    counts: records of each task; weights: theirs. Raises ValueError as `ratios` does.
+    counts: records of each task; weights: theirs. `only`, numbers of tasks from 0,
+    leaves the samples of all others out: the rest keep their order, so a run on one
+    task sees exactly what the whole mixture has of it. Raises ValueError as `ratios`
+    does.
     """
 
-    def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int):
+    def __init__(
+        self,
+        counts: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        only: Sequence[int] = (),
+    ):
         self.counts, self.seed = [int(count) for count in counts], seed
         wanted = np.rint(ratios(counts, weights) * self.counts).astype(np.int64)
         self.samples = wanted.clip(1).tolist()
         self._records = np.cumsum([0, *self.counts])
         self._slots = np.cumsum([0, *self.samples])
+        self._only = np.array(sorted(only), np.int64)
+        self._kept: tuple[int, np.ndarray] | None = None  # epoch, its positions
 
     @property
     def size(self) -> int:
         """Samples of an epoch."""
-        return int(self._slots[-1])
+        return sum(self.samples[task] for task in self._only) or int(self._slots[-1])
 
     @property
     def total(self) -> int:
@@ -72,8 +83,9 @@ class TaskMixture:
 
         A record comes at most once in a pass, so (pass, record) names a sample.
         """
-        slots = permute(positions, self.size, self.seed, epoch, _ORDER)
-        tasks = np.searchsorted(self._slots, slots, side="right") - 1
+        if len(self._only):
+            positions = self._positions(epoch)[positions]
+        slots, tasks = self._drawn(epoch, positions)
         records = np.zeros(len(slots), np.int64)
         passes = np.zeros(len(slots), np.int64)
         for task in np.unique(tasks):
@@ -86,3 +98,19 @@ class TaskMixture:
                 place = permute(place, count, self.seed, number, task, _PASS)
                 records[now] = self._records[task] + place
         return records, passes
+
+    def _drawn(
+        self, epoch: int, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in the whole mixture -> slots, and the tasks that own them."""
+        slots = permute(positions, int(self._slots[-1]), self.seed, epoch, _ORDER)
+        return slots, np.searchsorted(self._slots, slots, side="right") - 1
+
+    def _positions(self, epoch: int) -> np.ndarray:
+        """Those of the whole mixture that belong to the tasks that are left."""
+        kept = self._kept
+        if kept is None or kept[0] != epoch:
+            _, tasks = self._drawn(epoch, np.arange(self._slots[-1]))
+            kept = epoch, np.flatnonzero(np.isin(tasks, self._only))
+            self._kept = kept
+        return kept[1]

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeGuard
 
+FAILURES = "_failures"  # ends the name of a group of samples that all went wrong
 MIME = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
 
 

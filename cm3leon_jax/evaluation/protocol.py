@@ -2,6 +2,7 @@
 
 eval/NAME-HASH.CHECKPOINT.json         scores with 95 % intervals, all that made them
 samples/NAME-HASH.CHECKPOINT/TASK/     pictures and an index, for the report
+samples/…/TASK_failures/               what else went wrong
 
 HASH is the beginning of the protocol's: a changed protocol overwrites nothing.
 """
@@ -25,7 +26,7 @@ from cm3leon_jax import config as configs
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.sources import ENOUGH, read_documents
-from cm3leon_jax.evaluation.page import stage_hash
+from cm3leon_jax.evaluation.page import FAILURES, stage_hash
 from cm3leon_jax.training.checkpoint import latest_step
 
 Score = dict[str, float | int]
@@ -36,8 +37,8 @@ _RESAMPLES = 1000
 class Protocol:
     """`world` says which evaluator reads the documents, `tasks` what is measured.
 
-    The first `documents` of `split` are used, all where there are fewer, and the first
-    `shown` of a task's samples are kept for the report.
+    The first `documents` of `split` are used, all where there are fewer. The first
+    `shown` of a task's samples are kept for the report, and as many failures later on.
     """
 
     name: str
@@ -164,6 +165,9 @@ def run_protocol(
     shutil.rmtree(samples, ignore_errors=True)
     for task, outcome in outcomes.items():
         write_samples(samples / task, outcome.samples[: protocol.shown])
+        others = outcome.samples[protocol.shown :]
+        failures = [sample for sample in others if sample.ok is False]
+        write_samples(samples / f"{task}{FAILURES}", failures[: protocol.shown])
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1)
     path.write_text(text)

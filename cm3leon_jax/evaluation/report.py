@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.config import config_hash
-from cm3leon_jax.evaluation import neighbours
+from cm3leon_jax.evaluation import neighbours, task_report
 from cm3leon_jax.evaluation.chart import Series, chart
 from cm3leon_jax.evaluation.page import (
+    FAILURES,
     duration,
     flat,
     is_number,
@@ -35,10 +36,11 @@ from cm3leon_jax.evaluation.page import (
 # In the order of running; folders without DONE.json are shown as unfinished.
 STAGES = (
     *("documents", "text_tokenizer", "image_tokenizer", "tokens"),
-    *("dual_encoder", "bank", "pretrain"),
+    *("dual_encoder", "bank", "pretrain", "tasks", "task_tokens", "sft"),
 )
 TRAININGS = {
     "pretrain": "Pretraining",
+    "sft": "Tuning on tasks",
     "image_tokenizer": "Image tokenizer",
     "dual_encoder": "Dual encoder",
 }
@@ -53,6 +55,7 @@ GROUPS = {
     "caption": "Held-out pictures and what the model says they show.",
     "infill": "The hidden region was blanked before the picture was encoded, so the "
     "model has not seen what it replaces.",
+    **task_report.GROUPS,
 }
 MAX_CARDS = 48  # per group; a report should stay below some ten megabytes
 STYLE = Path(__file__).with_name("report.css")
@@ -71,6 +74,7 @@ def write(workdir: str | Path) -> Path:
     done = {p.parent.name: read_object(p) for p in sorted(root.glob("*/DONE.json"))}
     sections = [
         ("results", "Results", _shown(root / "samples", results)),
+        ("tasks", "Tasks", task_report.section(root, [r for _, r in results])),
         ("samples", "Other samples", _samples(root / "samples")),
         ("retrieval", "Retrieval", neighbours.section(root / "bank")),
         ("curves", "Training curves", _curves(root)),
@@ -281,6 +285,8 @@ def _group(name: str, lines: Sequence[Mapping[str, Any]], folder: Path) -> str:
     if not lines:
         return ""
     about = next((GROUPS[g] for g in GROUPS if name.startswith(g)), "")
+    if name.endswith(FAILURES):
+        about = "Others that went wrong."
     judged = [line["ok"] for line in lines if isinstance(line.get("ok"), bool)]
     notes = [about]
     if judged:

@@ -1,0 +1,139 @@
+"""The report's section on tasks: how well each is done, in words of training and in
+others, and what they cost each other (`tasks_study.json`, by `launch/tasks_study.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from cm3leon_jax.evaluation.page import is_number, read_object, table, title
+
+STUDY = "tasks_study.json"
+# The score that stands for each task, and what it is to reach in `full`.
+MAIN: dict[str, float | None] = {
+    "reconstruction/objects": 0.99,
+    "text_to_image/objects": 0.95,
+    "unseen_pairs/unseen": 0.85,
+    "caption/objects": 0.97,
+    "answer/accuracy": 0.97,
+    "science/accuracy": None,
+    "science_cot/accuracy": None,
+    "edit/changed": 0.92,
+    "edit/kept": 0.97,
+    "edit_region/changed": None,
+    "edit_region/kept": None,
+    "infill/objects": 0.95,
+    "infill/kept": 0.99,
+    "segment/miou": None,
+    "segment/ceiling": 0.75,
+    "segment/miou_of_ceiling": 0.95,
+    "ground/iou": 0.7,
+    "control_edge/layout": 0.95,
+    "control_scribble/layout": None,
+    "control_segmentation/layout": None,
+    "control_depth/layout": None,
+    "reference_style/accuracy": 0.9,
+    "reference_composition/layout": 0.9,
+    "reference_content/objects": 0.9,
+    "variation/objects": None,
+}
+UNSEEN, UNSEEN_GOAL = "_unseen_wording", 0.8
+# Groups of samples, each with what its pictures are.
+GROUPS = {
+    "edit": "Pictures, what was to be changed in them, and what came.",
+    "segment": "The class map that was written, and the best that its grid can say.",
+    "ground": "Things that were to be drawn in given boxes.",
+    "control": "Pictures that were to be drawn after a control picture and a caption.",
+    "reference": "Pictures that were to take something over from a reference.",
+    "variation": "The same things in other places and sizes.",
+    "answer": "Questions about held-out pictures, and what was answered.",
+    "science": "Questions with a choice of answers.",
+}
+_TOLERATED = 0.02  # that a task may lose by being trained together with others
+
+
+def section(root: Path, results: Sequence[Mapping[str, Any]]) -> str:
+    """HTML; empty where no task was scored after tuning."""
+    parts = []
+    for result in results:
+        scores = result["scores"]
+        if not result.get("stale") and any(key.endswith(UNSEEN) for key in scores):
+            parts.append(_scores(scores))
+            break
+    study = read_object(root / STUDY)
+    if study.get("tasks"):
+        parts.append(_together(study["tasks"]))
+    if study.get("added"):
+        parts.append(_added(study["added"]))
+    return "".join(parts)
+
+
+def _scores(scores: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            escape(key),
+            _cell(scores[key]),
+            "" if goal is None else _goal(scores[key], goal),
+            _cell(scores.get(f"{key}{UNSEEN}")),
+        )
+        for key, goal in MAIN.items()
+        if key in scores
+    ]
+    head = ("measure", "value", "goal", "in words never trained")
+    return (
+        "<p>One checkpoint. Goals are those of the system "
+        f"<code>shapes:full</code>; in words never trained it is {UNSEEN_GOAL}.</p>"
+        f"{table(rows, head)}"
+    )
+
+
+def _together(tasks: Mapping[str, Any]) -> str:
+    rows = []
+    for task, found in tasks.items():
+        for key, pair in found.items():
+            together, alone = (pair.get(k, {}) for k in ("together", "alone"))
+            values = together.get("value"), alone.get("value")
+            if not all(map(is_number, values)):
+                continue
+            gain = values[0] - values[1]
+            mark = "" if gain >= -_TOLERATED else " <b>lost</b>"
+            name = escape(f"{task}/{key}")
+            rows.append((name, _cell(together), _cell(alone), f"{gain:+.3f}{mark}"))
+    if not rows:
+        return ""
+    head = ("measure", "together", "alone", "difference")
+    return (
+        "<h3>Together or alone</h3><p>Each task trained alone, on exactly the samples "
+        "that it has in the mixture, from the same pretrained decoder; one seed.</p>"
+        f"{table(rows, head)}"
+    )
+
+
+def _added(added: Mapping[str, Any]) -> str:
+    """A task added to a tuned checkpoint: in a mixture with the others, or alone."""
+    runs = added["runs"]
+    keys = [key for key in MAIN if any(key in scores for scores in runs.values())]
+    rows = [
+        (escape(key), *(_cell(scores.get(key)) for scores in runs.values()))
+        for key in keys
+    ]
+    head = ("measure", *(escape(name.replace("_", " ")) for name in runs))
+    return (
+        f"<h3>{title(str(added['task']))} added to a tuned checkpoint</h3>"
+        f"<p>What the other tasks lose by it.</p>{table(rows, head)}"
+    )
+
+
+def _goal(score: Mapping[str, Any], goal: float) -> str:
+    value = score.get("value")
+    reached = is_number(value) and value >= goal
+    return f"{goal}{' reached' if reached else ''}"
+
+
+def _cell(score: Any) -> str:
+    if not isinstance(score, Mapping) or not is_number(score.get("value")):
+        return ""
+    low, high, n = (score.get(key) for key in ("low", "high", "n"))
+    ends = f"{low:.3f} to {high:.3f}, " if is_number(low) and is_number(high) else ""
+    return f'<span title="{ends}n = {n}">{score["value"]:.3f}</span>'

@@ -1,0 +1,204 @@
+r"""Do tasks help or harm each other, and what does a new one cost? Runs of one seed.
+
+    python launch/tasks_study.py --config configs/shapes.py:full --workdir runs/full
+    python launch/tasks_study.py --config configs/shapes.py:full --workdir runs/full \
+        --runs alone-edit,alone-segment
+
+The work directory's own `sft/` is the run on all tasks together. Beside it, in
+WORKDIR/study/NAME, each a work directory like any other:
+
+    alone-TASK      TASK alone, on exactly the samples that it has in the mixture
+    without         all tasks but --new
+    added-mixed     from there on, for a quarter of the updates, on all tasks
+    added-alone     from there on, on the new task alone: as many samples of it
+
+What is done is skipped, so the same command goes on after an interruption. Writes
+WORKDIR/tasks_study.json, which the report shows, from all runs that are there.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import command
+from absl import flags
+
+CONFIG = command.define_config(command.complete_system)
+NAMES = flags.DEFINE_list("runs", [], "Some of the runs; all where it is not given.")
+NEW = flags.DEFINE_string("new", "variation", "The task that is added later.")
+PROTOCOL = flags.DEFINE_string(
+    "protocol", "configs/eval/shapes.py:study", "What runs are measured by."
+)
+ADDING = 0.25  # of the updates of the whole mixture
+# The one score of a task that has no evaluator of its own name.
+MEASURED = {
+    "caption_short": "caption/pairs",
+    "caption_detailed": "caption/objects",
+    "caption_long": "caption/objects_long",
+}
+Run = tuple[dict, tuple[str, ...]]  # settings of `sft` (and steps); tasks, () for all
+
+
+def main() -> dict:
+    from cm3leon_jax import stages
+    from cm3leon_jax.evaluation import report, task_report
+    from cm3leon_jax.system import System
+
+    workdir = Path(command.WORKDIR.value)
+    config = command.given_config(CONFIG)
+    system = System.make(config)
+    if system.sft is None or NEW.value not in system.sft.tasks:
+        raise ValueError(f"--new {NEW.value}: the config has no such task in sft.tasks")
+    stages.run(config, workdir, overwrite=command.OVERWRITE.value)
+    runs = runs_of(config, NEW.value, workdir, _shares(system, workdir))
+    unknown = set(NAMES.value) - set(runs)
+    if unknown:
+        raise ValueError(f"--runs {sorted(unknown)[0]}: choose from {', '.join(runs)}")
+    _evaluate(workdir, ())
+    wanted = set(NAMES.value or runs)
+    if wanted & {"added-mixed", "added-alone"}:
+        wanted.add("without")
+    for name, run in runs.items():
+        if name in wanted:
+            _make(config, workdir, name, run)
+    result = _collect(config, workdir, runs)
+    (workdir / task_report.STUDY).write_text(json.dumps(result, indent=1))
+    lost = {
+        f"{task}/{key}": round(pair["alone"]["value"] - pair["together"]["value"], 4)
+        for task, scores in result["tasks"].items()
+        for key, pair in scores.items()
+    }
+    page = report.write(workdir)
+    study = str(workdir / task_report.STUDY)
+    return {"study": study, "report": str(page), "alone_minus_together": lost}
+
+
+def runs_of(
+    config: dict, new: str, workdir: str | Path, shares: dict[str, float]
+) -> dict[str, Run]:
+    """All runs in order, by name. `shares` are those of each task's tokens in the
+    mixture: a run on some tasks has that part of the updates."""
+    steps = config["sft"]["optimizer"]["steps"]
+    names = sorted(config["sft"]["tasks"])
+
+    def part(share: float) -> int:
+        return max(round(steps * share), 1)
+
+    others = [name for name in names if name != new]
+    runs: dict[str, Run] = {
+        f"alone-{name}": (
+            {"only": [name], "steps": part(shares[name])},
+            (MEASURED.get(name, name).partition("/")[0],),
+        )
+        for name in names
+    }
+    start = str(Path(workdir) / "study" / "without" / "sft")
+    adding = {"start": start, "steps": part(ADDING)}
+    alone = {"start": start, "only": [new], "steps": part(ADDING * shares[new])}
+    without = {"only": others, "steps": part(1 - shares[new])}
+    runs |= {"without": (without, ())}
+    return runs | {"added-mixed": (adding, ()), "added-alone": (alone, ())}
+
+
+def _shares(system, workdir: Path) -> dict[str, float]:
+    """Of every task's tokens in an epoch of the mixture."""
+    import numpy as np
+
+    from cm3leon_jax import sft
+
+    rows = sft.open_task_rows(system, workdir, "train")
+    samples = np.array(rows.mixture.samples, float)
+    index = rows.records.index
+    tokens = np.bincount(index["task"], index["length"], 1 + len(samples))[1:]
+    tokens *= samples / np.array(rows.mixture.counts)
+    return dict(zip(system.sft.names, (tokens / tokens.sum()).tolist(), strict=True))
+
+
+def _make(config: dict, workdir: Path, name: str, run: Run) -> None:
+    """Links, trains and scores one run, as far as that is not done."""
+    from cm3leon_jax import stages
+    from cm3leon_jax.system import System
+
+    changes, tasks = dict(run[0]), run[1]
+    mine = json.loads(json.dumps(config))
+    steps = changes.pop("steps")
+    mine["sft"] |= changes
+    optimizer = mine["sft"]["optimizer"]
+    optimizer |= {"steps": steps, "warmup": min(optimizer["warmup"], steps // 4)}
+    directory = workdir / "study" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    for folder in System.make(mine).stage_inputs:
+        if folder != "sft" and not (directory / folder).exists():
+            target = os.path.relpath(workdir / folder, directory)
+            (directory / folder).symlink_to(target, target_is_directory=True)
+    print(f"tasks study: {name}, {steps} updates", file=sys.stderr, flush=True)
+    stages.run(mine, directory, ["sft"], command.OVERWRITE.value)
+    _evaluate(directory, tasks)
+
+
+def _protocol(tasks: tuple[str, ...]):
+    """The protocol, of some tasks: () for all that it has."""
+    import dataclasses
+
+    from cm3leon_jax import config as configs
+    from cm3leon_jax.evaluation.protocol import Protocol
+
+    settings = command.read_config_file(PROTOCOL.value, "protocol")
+    protocol = configs.make(Protocol, settings, "protocol")
+    return dataclasses.replace(protocol, tasks=tasks or protocol.tasks)
+
+
+def _scores(directory: Path, tasks: tuple[str, ...]) -> dict:
+    """Of a run as it is now; {} where it has not been measured."""
+    from cm3leon_jax.evaluation.page import read_object, stage_hash
+    from cm3leon_jax.evaluation.protocol import result_file
+
+    found = read_object(result_file(directory, _protocol(tasks), "sft"))
+    made = stage_hash(directory / "sft")
+    fresh = made is not None and found.get("inputs_hash") == made
+    return found.get("scores", {}) if fresh else {}
+
+
+def _evaluate(directory: Path, tasks: tuple[str, ...]) -> None:
+    from cm3leon_jax import stages
+
+    if not _scores(directory, tasks):
+        stages.evaluate(directory, _protocol(tasks), "sft")
+
+
+def _collect(config: dict, workdir: Path, runs: dict[str, Run]) -> dict:
+    """All runs that are there, as `evaluation/task_report.py` reads them."""
+    from cm3leon_jax.config import config_hash
+    from cm3leon_jax.evaluation.protocol import hardware
+    from cm3leon_jax.evaluation.task_report import MAIN
+
+    found = {n: _scores(workdir / "study" / n, tasks) for n, (_, tasks) in runs.items()}
+    together = _scores(workdir, ())
+    tasks: dict[str, dict] = {}
+    for name, scores in found.items():
+        if not name.startswith("alone-"):
+            continue
+        task = name.removeprefix("alone-")
+        wanted = [MEASURED[task]] if task in MEASURED else MAIN
+        for key, alone in scores.items():
+            if key in wanted and key in together:
+                pair = {"together": together[key], "alone": alone}
+                tasks.setdefault(task, {})[key.partition("/")[2]] = pair
+    shown = {"without": "before", "added-mixed": "mixed", "added-alone": "alone"}
+    added = {title: found[n] for n, title in shown.items() if found[n]}
+    return {
+        "config": config["name"],
+        "config_hash": config_hash(config),
+        "command": shlex.join(["python", *sys.argv]),
+        "hardware": hardware(),
+        "measured": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+        "tasks": tasks,
+        "added": {"task": NEW.value, "runs": added} if added else {},
+    }
+
+
+if __name__ == "__main__":  # data workers import this file again
+    command.run(main)
