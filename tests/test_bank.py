@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny_job
+from ml_dtypes import bfloat16
 from tiny_data import make_documents
 from tiny_training import mesh_of
 
@@ -122,10 +123,117 @@ def test_what_is_added_for_a_while_never_reaches_the_disk(folder):
     assert rows.tolist() == [[90]] and bank.ids[90] == "new"
     assert bank.documents([90])[0].segments[0].text == "new"
     more = Document((Text("more"),), id="more")
-    bank.add(["more"], vector("more")[None], vector("more")[None], [more])
-    bank.remove([IDS[0]])
+    given = (["more"], vector("more")[None], vector("more")[None], [more])
+    bank.add(*given, keep=False)
+    assert bank.remove([IDS[0]], keep=False) == 1
     assert len(bank) == 91 and bank.documents([91])[0].id == "more"
+    # What is to be kept would lose, or keep, what was not.
+    another = (["other"], *given[1:])
+    for change in (lambda: bank.add(*another), lambda: bank.remove(["more"])):
+        with pytest.raises(ValueError, match="changed with keep=False.*load the bank"):
+            change()
+    other = Bank.load(folder)
+    other.remove([IDS[1]], keep=False)
+    with pytest.raises(ValueError, match="changed with keep=False"):
+        other.add(*given)
+    assert len(bank) == 91 and len(other) == 89
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_two_writers_never_lose_what_the_other_wrote(folder):
+    other = Bank.load(folder)
+    for name, bank in (("a", None), ("b", other), ("b", None)):
+        new = ([name], vector(name)[None], vector(name)[None])
+        document = Document((Text(name),), id=name)
+        if bank is other:
+            with pytest.raises(ValueError, match="changed since it was loaded"):
+                bank.add(*new, [document])
+            with pytest.raises(ValueError, match="changed since it was loaded"):
+                bank.remove([IDS[0]])
+            bank.add(*new, [document], keep=False)
+        else:
+            Bank.load(folder).add(*new, [document])
+    bank = Bank.load(folder)
+    assert bank.ids[90:] == ["a", "b"]
+    assert [d.segments[0].text for d in bank.documents([90, 91])] == ["a", "b"]
+    assert bank.search(vector("a")[None], 1)[1].tolist() == [[90]]
+
+
+def test_a_row_reads_the_ids_of_its_own_part_alone(folder):
+    (folder / "ids-00002.json").write_text("[]")
+    bank = Bank.load(folder)
+    assert [d.id for d in bank.documents([3, 79])] == [IDS[3], IDS[79]]
+    with pytest.raises(ValueError, match="ids-00002.json has 0 ids, not 10"):
+        bank.documents([80])
+
+
+def test_a_bank_that_was_moved_names_the_folder_it_misses(tmp_path):
+    kept = tmp_path / "here" / "documents"
+    bank_files.store(DOCUMENTS[:5], kept, "train")
+    build(tmp_path / "here" / "bank", Encoder(), DOCUMENTS[:5], kept=(kept, "train"))
+    shutil.copytree(tmp_path / "here" / "bank", tmp_path / "there" / "bank")
+    with pytest.raises(FileNotFoundError, match="there/bank keeps .*has no 'train'"):
+        Bank.load(tmp_path / "there" / "bank")
+    shutil.copytree(tmp_path / "here", tmp_path / "both")
+    assert Bank.load(tmp_path / "both" / "bank").documents([4])[0].id == IDS[4]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_numbers_that_are_none_on_disk_are_said_not_searched(tmp_path, storage):
+    build(tmp_path, Encoder(), DOCUMENTS, storage=storage, part_rows=40)
+    name = "scales" if storage == "int8" else "vectors"
+    path = tmp_path / f"{name}-00001.npy"
+    whole = np.load(path)
+    for bad in (np.nan, -np.inf):
+        broken = whole.copy()
+        number = np.float32(bad).astype(bfloat16).view(np.uint16)
+        broken[7, ...] = number if storage == "bfloat16" else bad
+        np.save(path, broken)
+        for size in ({}, {"resident_bytes": 0, "block_bytes": 24 * 4 * 8}):
+            with pytest.raises(ValueError, match=f"{name} that are not .*delete WORKD"):
+                Bank.load(tmp_path, **size).search(QUERIES, 3)
+        with pytest.raises(ValueError, match="not finite numbers"):
+            Bank.load(tmp_path)[[47]]
+    np.save(path, whole)
+    assert (Bank.load(tmp_path).search(QUERIES, 90)[1] >= 0).all()
+
+
+def test_two_documents_of_one_id_are_refused(tmp_path):
+    twins = [*DOCUMENTS[:50], DOCUMENTS[3]]
+    with pytest.raises(ValueError, match=f"1 documents have .* another: {IDS[3]!r}"):
+        build(tmp_path, Encoder(), twins, part_rows=20)
+    with pytest.raises(FileNotFoundError, match="no bank is finished"):
+        Bank.load(tmp_path)
+
+
+class Uneven(Encoder):
+    """Vectors of unequal length: rows of int8 have scales far apart."""
+
+    def documents(self, documents):
+        vectors, signatures = super().documents(documents)
+        long = [1 + 9 * (IDS.index(d.id) % 4) for d in documents]
+        return vectors * np.array(long, np.float32)[:, None], signatures
+
+
+def test_rows_of_int8_are_scored_with_their_scales(tmp_path):
+    bank = build(tmp_path, Uneven(), DOCUMENTS, storage="int8", part_rows=40)
+    parts = [
+        np.load(tmp_path / f"vectors-{i:05d}.npy").astype(np.float64)
+        * np.load(tmp_path / f"scales-{i:05d}.npy").astype(np.float64)[:, None]
+        for i in range(3)
+    ]
+    stored = np.concatenate(parts)
+    long = np.linalg.norm(stored, axis=1)
+    np.testing.assert_allclose(long[:4], [1, 10, 19, 28], rtol=0.02)
+    np.testing.assert_allclose(bank[range(90)], stored, rtol=1e-6)
+    wanted = QUERIES.astype(np.float64) @ stored.T
+    for size in ({}, {"resident_bytes": 0, "block_bytes": 24 * 8}):
+        scores, rows = Bank.load(tmp_path, **size).search(QUERIES, 10)
+        oracle = np.argsort(-wanted, axis=1, kind="stable")[:, :10]
+        np.testing.assert_array_equal(rows, oracle)
+        np.testing.assert_allclose(
+            scores, np.take_along_axis(wanted, rows, axis=1), rtol=1e-4
+        )
 
 
 def test_banks_are_swapped_by_loading_another(folder, tmp_path):

@@ -25,6 +25,7 @@ from cm3leon_jax.vocab import Layout
 
 _PICK, _NUMBER, _NOISE, _OTHER = range(201, 205)  # purposes of random numbers
 _CHECKED_AT_ONCE = 1 << 20  # rows of a neighbour file
+_MEND = "delete WORKDIR/bank, then run build_bank again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,8 @@ class Neighbours:
         self.fewest = documents if fewest is None else fewest
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist: run the build_bank stage, which writes it"
+                f"{path} does not exist: run build_bank, which writes it; where that "
+                f"has been done, {_MEND}"
             )
         self.table = self._open()
         if not 0 <= self.fewest <= documents <= self.table.shape[1] or not documents:
@@ -84,13 +86,11 @@ class Neighbours:
         try:
             table = np.load(self.path, mmap_mode="r")
         except (ValueError, OSError, EOFError) as error:
-            raise ValueError(
-                f"{self.path} is damaged ({error}): run the build_bank stage again"
-            ) from error
+            raise ValueError(f"{self.path} is damaged ({error}): {_MEND}") from error
         if table.ndim != 2 or table.dtype != np.int32:
             raise ValueError(
                 f"{self.path} is {table.dtype} {list(table.shape)}, not int32 "
-                "[records, neighbours]: run the build_bank stage again"
+                f"[records, neighbours]: {_MEND}"
             )
         return table
 
@@ -111,8 +111,7 @@ class Neighbours:
         if len(self.table) != len(records):
             raise ValueError(
                 f"{self.path} is of {len(self.table)} records, split "
-                f"{records.split!r} of {records.directory} has {len(records)}: run the "
-                "build_bank stage again"
+                f"{records.split!r} of {records.directory} has {len(records)}: {_MEND}"
             )
         own = self._is_bank(records)
         for start in range(0, len(self.table), _CHECKED_AT_ONCE):
@@ -123,15 +122,14 @@ class Neighbours:
                 raise ValueError(
                     f"{self.path} gives record {record} the neighbours "
                     f"{self.table[record].tolist()}, but the bank has "
-                    f"{len(self.bank)} records: it was made with other records, run "
-                    "the build_bank stage again"
+                    f"{len(self.bank)} records: it was made with other records; {_MEND}"
                 )
             itself = part == np.arange(start, start + len(part))[:, None]
             if own and itself.any():
                 record = start + int(itself.any(axis=1).argmax())
                 raise ValueError(
                     f"{self.path} gives record {record} itself as a neighbour: the "
-                    "answer would stand in its context; run the build_bank stage again"
+                    f"answer would stand in its context; {_MEND}"
                 )
 
     def _is_bank(self, records: TokenRecords) -> bool:
@@ -154,8 +152,9 @@ class Neighbours:
         """What the samples of the records `numbers` retrieve in an epoch.
 
         `lengths` are those of the samples without retrieved documents, 0 for those that
-        are left out. A sample that would be longer than `capacity` loses whole
-        documents, the last ones first.
+        are left out. A document with which a sample would be longer than
+        `capacity` is dropped whole, in the order of the sample: what comes after it and
+        is shorter may still be taken. None: nothing is dropped, rows are cut.
         """
         near = self.table[numbers].astype(np.int64)
         slots = np.arange(near.shape[1])

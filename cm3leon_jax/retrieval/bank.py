@@ -34,6 +34,7 @@ from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.retrieval.bank_files import (
     MEND,
     checked,
+    finite,
     read_array,
     read_ids,
     some,
@@ -74,6 +75,7 @@ class Bank:
         resident_bytes: int,
     ):
         self.directory, self._meta = directory, meta
+        self._on_disk: dict[str, Any] | None = meta  # None: changed for a while only
         self._scratch: Path | None = None  # where what is not to be kept lies
         self._block_bytes, self._resident_bytes = block_bytes, resident_bytes
         self._open()
@@ -91,7 +93,9 @@ class Bank:
 
         A bank of more than `resident_bytes` a device is read from disk for each search,
         in blocks of `block_bytes` a device. FileNotFoundError where no bank is
-        finished; ValueError for a bank that another encoder made, is damaged or empty.
+        finished, or the documents of one are not where it says; ValueError for a bank
+        that another encoder made, or is damaged. A bank of which all was removed loads,
+        as more can be added: only a search of it fails.
         """
         path = Path(directory) / META
         if not path.is_file():
@@ -101,6 +105,7 @@ class Bank:
             )
         meta = read_json(path, MEND)
         bank = cls(Path(directory), meta, block_bytes, resident_bytes)
+        bank._check_documents()
         if encoder is not None and encoder.size != bank.size:
             raise ValueError(
                 f"{directory} holds vectors of {bank.size} numbers, the encoder makes "
@@ -144,10 +149,28 @@ class Bank:
                     for i, (place, count) in enumerate(places)
                 ]
             )
+        if not np.isfinite(self._scale).all():
+            raise self._broken("scales")
         self._alive = np.ones(self.rows, bool)
         self._alive[self._removed] = False
         self._resident: tuple[Mesh, list[Block]] | None = None
         self.__dict__.pop("ids", None)
+
+    def _check_documents(self) -> None:
+        for folder, split in {kept[:2]: None for kept in self._kept}:
+            where = self.directory / folder
+            if not (where / f"{split}.json").is_file():
+                raise FileNotFoundError(
+                    f"bank {self.directory} keeps its documents in {where}, which has "
+                    f"no {split!r}: if one of the two was moved or copied, put them "
+                    f"back side by side, or {MEND}"
+                )
+
+    def _broken(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.directory} holds {what} that are not finite numbers, nothing is "
+            f"near to those: {MEND}"
+        )
 
     @property
     def rows(self) -> int:
@@ -165,8 +188,14 @@ class Bank:
     @cached_property
     def ids(self) -> list[str]:
         """The id of the document of every row, removed ones included."""
-        parts = enumerate(zip(self._places, self._counts, strict=True))
-        return [x for i, (place, n) in parts for x in read_ids(place, i, n)]
+        return [x for part in range(len(self._counts)) for x in self._ids_of(part)]
+
+    def _ids_of(self, part: int) -> list[str]:
+        """Read once: a part never changes."""
+        known = self.__dict__.setdefault("_known_ids", {})
+        if part not in known:
+            known[part] = read_ids(self._places[part], part, self._counts[part])
+        return known[part]
 
     def __getitem__(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Vectors of rows as they were stored: float32 [N, E]."""
@@ -187,6 +216,8 @@ class Bank:
         for part in np.unique(owner):
             mine = owner == part
             found[mine] = parts[part][rows[mine] - self._starts[part]]
+        if not finite(found):
+            raise self._broken("vectors")
         return found
 
     def documents(self, rows: Sequence[int] | np.ndarray) -> list[Document]:
@@ -199,11 +230,12 @@ class Bank:
             part = int(np.searchsorted(self._starts, row, side="right")) - 1
             folder, split, first = self._kept[part]
             stored = self._stored_documents(folder, split)
-            number = first + row - int(self._starts[part])
+            place = row - int(self._starts[part])
+            number, wanted = first + place, self._ids_of(part)[place]
             document = stored[number] if number < len(stored) else None
-            if document is None or document.id != self.ids[row]:
+            if document is None or document.id != wanted:
                 raise ValueError(
-                    f"{self.directory} has {self.ids[row]!r} in row {row}, which is "
+                    f"{self.directory} has {wanted!r} in row {row}, which is "
                     f"no longer document {number} of {split!r} in "
                     f"{self.directory / folder}: {MEND}"
                 )
@@ -222,11 +254,12 @@ class Bank:
         """(scores float32, rows int64), both [B, k], best first; see `search.search`.
 
         -inf and -1 where the bank has fewer documents. `mesh` None is all devices.
+        ValueError for an empty bank, and for vectors on disk that are no numbers.
         """
         if not len(self):
             raise ValueError(f"{self.directory} is empty: all of it was removed")
         mesh = make_mesh(MeshConfig()) if mesh is None else mesh
-        width = np.dtype(self._parts[0].dtype).itemsize * self.size
+        width = self._row_bytes
         if self._resident is not None and self._resident[0] == mesh:
             return search(queries_BE, self._resident[1], k, mesh)
         size = block_rows(self.rows, width, mesh, self._block_bytes)
@@ -234,10 +267,18 @@ class Bank:
             place(self._stored, self._scale, self._alive, first, size, mesh)
             for first in range(0, self.rows, size)
         )
-        if self.rows * width <= self._resident_bytes * mesh.size:
+        if self.fits(mesh):
             self._resident = mesh, list(blocks)
             blocks = self._resident[1]
         return search(queries_BE, blocks, k, mesh)
+
+    @property
+    def _row_bytes(self) -> int:
+        return np.dtype(self._parts[0].dtype).itemsize * self.size
+
+    def fits(self, mesh: Mesh) -> bool:
+        """Whether the bank stays on the mesh; else every search reads all of it."""
+        return self.rows * self._row_bytes <= self._resident_bytes * mesh.size
 
     def _stored(self, start: int, stop: int) -> np.ndarray:
         pieces = [
@@ -245,6 +286,8 @@ class Bank:
             for first, part in zip(self._starts.tolist(), self._parts, strict=False)
         ]
         pieces = [piece for piece in pieces if len(piece)] or [self._parts[0][:0]]
+        if not all(map(finite, pieces)):
+            raise self._broken("vectors")
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def add(
@@ -257,10 +300,11 @@ class Bank:
         keep: bool = True,
     ) -> range:
         """Appends documents, on disk too; the rows that they have now. Without `keep`
-        this object alone has them, and no later change of it reaches the disk.
+        this object alone has them, and no later change of it can be kept.
 
-        Raises ValueError for ids that the bank has already, or twice, and for vectors
-        that are not finite or not of the bank's size.
+        Raises ValueError for ids that the bank has already, or twice, for vectors that
+        are not finite or not of the bank's size, and where the change cannot be kept:
+        an earlier one was not, or somebody else has changed the bank on disk.
         """
         ids, vectors_ME = list(ids), checked(vectors_ME, ids, self.size)
         signatures_ME = checked(signatures_ME, ids, self.size)
@@ -273,26 +317,29 @@ class Bank:
                 f"{self.directory} has these already, or they come twice: "
                 f"{some(known or ids)}; remove them first"
             )
+        self._check_keep(keep)
         part, first = len(self._counts), self.rows
         if not keep and self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="bank-"))
             weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
-        place = self._scratch or self.directory
+        place = self._scratch if self._scratch else self.directory
         split = f"added{part:05d}"
         store(documents, place / "documents", split)
         write_part(place, part, ids, vectors_ME, signatures_ME, self.storage)
         entry: dict[str, Any] = {"count": len(ids)}
         entry["documents"] = ["documents", split, 0]
-        if self._scratch:
+        if not keep:
             entry |= {"folder": f"{place}"}
             entry["documents"][0] = f"{place / 'documents'}"
-        self._change({"parts": [*self._meta["parts"], entry]})
+        self._change({"parts": [*self._meta["parts"], entry]}, keep)
         return range(first, self.rows)
 
-    def remove(self, ids: Sequence[str]) -> int:
-        """Takes documents out, on disk too; how many rows. Their numbers stay unused.
+    def remove(self, ids: Sequence[str], *, keep: bool = True) -> int:
+        """Takes documents out, on disk too if it is to `keep` that; how many rows.
+        Their numbers stay unused.
 
-        Raises ValueError, and removes nothing, where the bank lacks one of them.
+        Raises ValueError, and removes nothing, where the bank lacks one of them, and
+        where the change cannot be kept (see `add`).
         """
         wanted = set(ids)
         rows = [row for row in np.flatnonzero(self._alive) if self.ids[row] in wanted]
@@ -302,11 +349,29 @@ class Bank:
                 f"{self.directory} does not have {some(sorted(missing))}: nothing "
                 "was removed"
             )
-        self._change({"removed": [*self._meta["removed"], *map(int, rows)]})
+        self._check_keep(keep)
+        removed = [*self._meta["removed"], *map(int, rows)]
+        self._change({"removed": removed}, keep)
         return len(rows)
 
-    def _change(self, changes: Mapping[str, Any]) -> None:
+    def _check_keep(self, keep: bool) -> None:
+        """ValueError where a change that is to be kept would lose another."""
+        if not keep:
+            return
+        if self._on_disk is None:
+            raise ValueError(
+                f"{self.directory} was changed with keep=False, so this change cannot "
+                "be kept either: give keep=False, or load the bank again"
+            )
+        if read_json(self.directory / META, MEND) != self._on_disk:
+            raise ValueError(
+                f"{self.directory} has been changed since it was loaded: load it "
+                "again, then change it"
+            )
+
+    def _change(self, changes: Mapping[str, Any], keep: bool) -> None:
         self._meta = {**self._meta, **changes}
-        if self._scratch is None:
+        self._on_disk = self._meta if keep else None
+        if keep:
             write_whole(self.directory / META, json.dumps(self._meta))
         self._open()

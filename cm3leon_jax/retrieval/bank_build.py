@@ -15,7 +15,15 @@ from cm3leon_jax.config import read_json, write_whole
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.retrieval.bank import META, Bank, Encoder
-from cm3leon_jax.retrieval.bank_files import checked, is_whole, store, write_part
+from cm3leon_jax.retrieval.bank_files import (
+    MEND,
+    checked,
+    is_whole,
+    read_ids,
+    some,
+    store,
+    write_part,
+)
 from cm3leon_jax.retrieval.search import STORAGES
 
 PLAN = "plan.json"
@@ -37,8 +45,8 @@ def build(
     Every process of a job makes its share of the parts; parts that an earlier run has
     finished are kept. `kept` is (folder, split) where the documents can be read again;
     None keeps a copy in the bank. Raises ValueError for no documents, for vectors that
-    are not finite, and where the folder was begun with another encoder, storage or
-    number of documents.
+    are not finite, for two documents of one id, and where the folder was begun with
+    another encoder, storage or number of documents.
     """
     directory, count = Path(directory), len(documents)
     if not count:
@@ -58,6 +66,7 @@ def build(
             rows = range(starts[part], min(starts[part] + part_rows, count))
             _embed(directory, part, encoder, documents, rows, storage)
     together("bank embedded")
+    _check_ids(directory, [min(part_rows, count - start) for start in starts])
     if first:
         if kept is None:
             store(documents, directory / "documents", "built")
@@ -76,6 +85,22 @@ def build(
         )
     together("bank built")
     return Bank.load(directory, encoder)
+
+
+def _check_ids(directory: Path, counts: Sequence[int]) -> None:
+    """ValueError where two documents have one id: neither could be removed alone."""
+    seen: set[str] = set()
+    twice: list[str] = []
+    for part, size in enumerate(counts):
+        for name in read_ids(directory, part, size):
+            if name in seen:
+                twice.append(name)
+            seen.add(name)
+    if twice:
+        raise ValueError(
+            f"{len(twice)} documents have the id of another: {some(twice)}; give each "
+            f"its own, then {MEND}"
+        )
 
 
 def _begin(directory: Path, plan: Mapping[str, Any]) -> None:

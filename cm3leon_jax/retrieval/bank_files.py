@@ -15,7 +15,7 @@ from cm3leon_jax.data.documents import Document, to_bytes
 from cm3leon_jax.data.shards import ShardWriter, shard_path
 from cm3leon_jax.retrieval.search import pack
 
-MEND = "run the build_bank stage again (with --overwrite)"
+MEND = "delete WORKDIR/bank, then run build_bank again"
 _NAMED = 5  # ids that messages name
 
 
@@ -97,6 +97,14 @@ def read_array(
             f"{MEND}"
         )
     return array
+
+
+def finite(stored: np.ndarray) -> bool:
+    """Whether vectors as they are stored are all numbers; int8 always are."""
+    if stored.dtype == jnp.bfloat16:  # a float32's upper half: quicker than `isfinite`
+        exponent = np.uint16(0x7F80)
+        return not ((stored.view(np.uint16) & exponent) == exponent).any()
+    return stored.dtype == np.int8 or bool(np.isfinite(stored).all())
 
 
 def read_ids(directory: Path, part: int, count: int) -> list[str]:
