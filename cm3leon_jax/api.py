@@ -156,7 +156,14 @@ class CM3Leon:
         self, text: str | None = None, image: Picture | None = None, k: int = 2
     ) -> list[Document]:
         """The `k` documents of the memory that are nearest to a text, a picture or
-        both, best first; fewer where the memory has no more."""
+        both, best first; fewer where the memory has no more. ValueError for a `k`
+        that is no whole number of at least 1."""
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ValueError(f"k={k!r} must be a whole number of at least 1")
+        if text is not None and not isinstance(text, str):
+            raise ValueError(
+                f"text is {type(text).__name__}, not one text: call retrieve for each"
+            )
         array = None if image is None else self.codec.arrays([image])[0]
         return self.context.documents(k, [text], [array])[0]
 

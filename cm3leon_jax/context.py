@@ -32,8 +32,9 @@ class Query(NamedTuple):
 class Context:
     """A memory (or None) and a decoder's context of `limit` tokens.
 
-    `fallbacks` counts the documents that could not be had: "missing", of which the
-    memory has no more, and "dropped", which the context does not hold.
+    `fallbacks` counts the documents that could not be had: "alike", in whose place the
+    memory had only near-duplicates of those found, "missing", of which it has no more,
+    and "dropped", which the context does not hold.
     """
 
     def __init__(self, codec: Codec, limit: int, memory: Memory | None):
@@ -68,9 +69,12 @@ class Context:
                 f"retrieve={retrieve}: this system has no memory to retrieve from; "
                 "give documents, or use a system with a section `retrieval`"
             )
-        found = self.memory.find(texts, images, retrieve)
-        self._count("missing", [retrieve - len(row) for row in found])
-        return found
+        found = self.memory.look(texts, images, retrieve)
+        short = [retrieve - len(row.documents) for row in found]
+        alike = [min(n, row.alike) for n, row in zip(short, found, strict=True)]
+        self._count("alike", alike)
+        self._count("missing", [n - a for n, a in zip(short, alike, strict=True)])
+        return [row.documents for row in found]
 
     def rows(
         self,

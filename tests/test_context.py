@@ -19,8 +19,7 @@ from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.data.infill import InfillConfig, draw, place_points
 from cm3leon_jax.data.pipeline import build_sample
 from cm3leon_jax.data.records import index_of
-from cm3leon_jax.retrieval import bank_build
-from cm3leon_jax.retrieval.recall import Memory
+from cm3leon_jax.retrieval.recall import Found
 from cm3leon_jax.sampling import prompts
 from cm3leon_jax.sampling.engine import Engine
 from cm3leon_jax.sampling.sampler import Sampler
@@ -126,12 +125,12 @@ def test_the_last_documents_go_whole_where_the_context_is_full():
 class Asked:
     """A memory that notes its questions and finds the first documents."""
 
-    def __init__(self, has=6):
-        self.has, self.calls = has, []
+    def __init__(self, has=6, alike=0):
+        self.has, self.alike, self.calls = has, alike, []
 
-    def find(self, texts, images, k):
+    def look(self, texts, images, k):
         self.calls.append((list(texts), [x is not None for x in images], k))
-        return [DOCUMENTS[: min(k, self.has)] for _ in texts]
+        return [Found(DOCUMENTS[: min(k, self.has)], self.alike) for _ in texts]
 
 
 @pytest.fixture
@@ -139,7 +138,7 @@ def written(monkeypatch):
     """Streams of all prompts that a decoder would be given, call by call."""
     calls = []
 
-    def write(self, wanted, samplers, seed, image_tokens, *, candidates):
+    def write(self, wanted, samplers, seed, image_tokens, *, candidates, numbers):
         prompts.stack(wanted, self.layout, LIMIT)
         calls.append([[ids.tolist() for ids in p.streams] for p in wanted])
         text = [*LAYOUT.text_ids([104, 105]), LAYOUT.eoss]
@@ -258,7 +257,7 @@ def test_generation_and_likelihood_with_documents(written, monkeypatch):
 
 
 def test_the_likeliest_of_several_texts_is_taken(monkeypatch):
-    def write(self, wanted, samplers, seed, image_tokens, *, candidates):
+    def write(self, wanted, samplers, seed, image_tokens, *, candidates, numbers):
         for i in range(len(wanted) * candidates):
             yield np.array([*LAYOUT.text_ids([97 + i]), LAYOUT.eoss])
 
@@ -305,6 +304,10 @@ def test_fewer_documents_are_counted_and_said(written, caplog):
     model.memory = Asked(has=0)
     assert model.retrieve(text="a") == []
     assert model.context.fallbacks["missing"] == 6
+    model.context.fallbacks.clear()
+    model.memory = Asked(has=2, alike=1)
+    assert len(model.retrieve(text="a", k=4)) == 2
+    assert model.context.fallbacks == {"alike": 1, "missing": 1}
 
 
 @pytest.mark.parametrize(
@@ -319,6 +322,11 @@ def test_fewer_documents_are_counted_and_said(written, caplog):
         ),
         (lambda m: m.caption([], retrieve=1), "at least one entry"),
         (lambda m: m.retrieve(text="a"), "no memory"),
+        (lambda m: m.retrieve(text="a", k=2.0), "k=2.0 must be a whole number"),
+        (lambda m: m.retrieve(text="a", k=True), "k=True must be a whole number"),
+        (lambda m: m.retrieve(text="a", k=0), "k=0 must be a whole number"),
+        (lambda m: m.retrieve(text="a", k=[[]]), "must be a whole number"),
+        (lambda m: m.retrieve(text=["a", "b"]), "text is list, not one text"),
         (lambda m: m.generate([Document(())], retrieve=1), "no memory"),
         (lambda m: m.log_likelihood([DOCUMENTS[0]], retrieve=1), "no memory"),
     ],
@@ -326,75 +334,3 @@ def test_fewer_documents_are_counted_and_said(written, caplog):
 def test_bad_input_is_named(ask, message):
     with pytest.raises(ValueError, match=message):
         ask(_model())
-
-
-class Letters:
-    """An encoder of two directions a document: its first letter, its brightness."""
-
-    name, size = "letters", 30
-
-    def texts(self, texts):
-        rows = np.eye(self.size, dtype=np.float32)
-        return np.stack([rows[ord(text[0]) - ord("a")] for text in texts])
-
-    def images(self, images):
-        made = np.zeros((len(images), self.size), np.float32)
-        made[:, 26] = 1
-        made[:, 27] = [np.mean(x) / 255 for x in images]
-        return made / np.linalg.norm(made, axis=1, keepdims=True)
-
-    def documents(self, documents):
-        texts = self.texts([d.segments[0].text for d in documents])
-        images = self.images([d.segments[1].array for d in documents])
-        return ((texts + images) / np.sqrt(2)).astype(np.float32), images
-
-
-def _picture(level):
-    return np.full((8, 8, 3), level, np.uint8)
-
-
-def test_the_memory_finds_by_text_by_picture_and_by_both(tmp_path):
-    documents = [
-        Document((Text(letter), Image(_picture(level))), id=f"{letter}{level}")
-        for letter, level in zip("aabbc", (0, 250, 100, 101, 200), strict=True)
-    ]
-    bank = bank_build.build(tmp_path, Letters(), documents)
-    memory = Memory(bank, Letters(), skip_above=0.995)
-    assert len(memory) == 5 and memory.ids == [d.id for d in documents]
-    black, white = _picture(0), _picture(255)
-
-    def ids(*questions, k=2):
-        found = memory.find(*zip(*questions, strict=True), k)
-        return [[document.id for document in row] for row in found]
-
-    by_text, by_picture, both = ids(("a", None), (None, white), ("a", black))
-    assert sorted(by_text) == ["a0", "a250"]
-    assert by_picture == ["a250", "c200"] and both[0] == "a0"
-    # The two pictures of b are near-duplicates of each other: one of them is enough.
-    ((first, second),) = ids(("b", None))
-    assert first in ("b100", "b101") and second[0] != "b"
-    # All that is alike counts once, then there is no more.
-    assert len(ids(("c", None), k=9)[0]) == 4
-    extra = Document((Text("z"), Image(black)), id="z")
-    memory.add([extra])
-    memory.add([])
-    assert ids(("z", None), k=1) == [["z"]] and memory.ids[-1] == "z"
-    memory.remove(["a0"])
-    assert "a0" not in memory.ids and ids(("a", None), k=1) == [["a250"]]
-    for question, message in (
-        ((None, None), "query 0 is empty"),
-        (("  ", None), "0 is"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ids(question)
-    with pytest.raises(ValueError, match="k=0"):
-        ids(("a", None), k=0)
-    other = Letters()
-    other.name = "others"
-    with pytest.raises(ValueError, match="made with encoder letters"):
-        Memory(bank, other, skip_above=0.9)
-    with pytest.raises(FileNotFoundError):
-        Memory.load(tmp_path, Letters(), skip_above=None)
-    (tmp_path / "calibration.json").write_text('{"skip_above": 0.25}')
-    assert Memory.load(tmp_path, Letters(), skip_above=None).skip_above == 0.25
-    assert Memory.load(tmp_path, Letters(), skip_above=0.5).skip_above == 0.5

@@ -13,6 +13,7 @@ from cm3leon_jax.data.infill import infill
 from cm3leon_jax.data.task_templates import BREAK, TASKS
 from cm3leon_jax.inputs import touched
 from cm3leon_jax.models.decoder import DecoderConfig, abstract
+from cm3leon_jax.retrieval.recall import Found
 from cm3leon_jax.sampling import prompts
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.tokenizers.regions import GREY
@@ -288,9 +289,9 @@ def test_questions_ask_the_memory_by_word_and_picture(monkeypatch):
     class Asked:
         calls = []
 
-        def find(self, texts, images, k):
+        def look(self, texts, images, k):
             self.calls.append((texts, [image is not None for image in images], k))
-            return [[] for _ in texts]
+            return [Found([], 0) for _ in texts]
 
     model = tiny_api.model(LIMIT, Asked(), TASKS)
     model.answer([ONE], ["why?"], retrieve=1)

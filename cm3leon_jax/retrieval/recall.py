@@ -6,27 +6,42 @@ copied from its own document. Near-duplicates of each other are still passed ove
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from cm3leon_jax.config import read_json
 from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.retrieval import bank_build
 from cm3leon_jax.retrieval.bank import Bank
 from cm3leon_jax.retrieval.bank_files import MEND
 from cm3leon_jax.retrieval.embed import Embedder
-from cm3leon_jax.retrieval.strategy import select
+from cm3leon_jax.retrieval.strategy import LIKE_CHOSEN, select
 
 _FIRST, _MORE, _MOST = 4, 4, 1024  # hits looked at: times k, times more, at most
+
+
+class Found(NamedTuple):
+    """What was found for a query: the documents, best first, and how many others were
+    passed over as near-duplicates of those."""
+
+    documents: list[Document]
+    alike: int
 
 
 class Memory:
     """A bank, the encoder that asks it, and the score of near-duplicates.
 
     `mesh` is what the bank is searched on, None all devices. Raises ValueError for an
-    encoder that the bank was not made with, or a bank of which all was removed.
+    encoder that the bank was not made with. A bank of which all was removed can be
+    added to; only looking in it fails.
     """
 
     def __init__(
@@ -78,9 +93,20 @@ class Memory:
             made = self.embedder.documents(documents)
             self.bank.add(names, *made, documents, keep=keep)
 
-    def remove(self, ids: Sequence[str]) -> None:
-        """Takes documents out of the bank, on disk too; ValueError for unknown ids."""
-        self.bank.remove(ids)
+    def remove(self, ids: Sequence[str], *, keep: bool = True) -> None:
+        """Takes documents out of the bank, on disk too if it is to `keep` that;
+        ValueError for unknown ids."""
+        self.bank.remove(ids, keep=keep)
+
+    def other(self, documents: Sequence[Document]) -> Memory:
+        """A memory of other documents, asked in the same way, to be swapped in; in one
+        process, and for as long as it is used. Nothing here changes."""
+        if jax.process_count() > 1:
+            raise ValueError("another memory is made by one process: use build_bank")
+        folder = Path(tempfile.mkdtemp(prefix="memory-"))
+        bank = bank_build.build(folder, self.embedder, documents)
+        weakref.finalize(bank, shutil.rmtree, folder, ignore_errors=True)
+        return Memory(bank, self.embedder, skip_above=self.skip_above, mesh=self.mesh)
 
     def find(
         self,
@@ -88,6 +114,15 @@ class Memory:
         images: Sequence[np.ndarray | None],
         k: int,
     ) -> list[list[Document]]:
+        """As `look`, the documents alone."""
+        return [found.documents for found in self.look(texts, images, k)]
+
+    def look(
+        self,
+        texts: Sequence[str | None],
+        images: Sequence[np.ndarray | None],
+        k: int,
+    ) -> list[Found]:
         """For each query (a text, a square picture uint8 [Y, X, 3], or both) the
         nearest `k` documents, best first: fewer where the bank has no more.
 
@@ -97,6 +132,7 @@ class Memory:
             raise ValueError(f"k={k} must be at least 1")
         queries_BE = self._queries(texts, images)
         rows_Bk = np.full((len(queries_BE), k), -1, np.int64)
+        alike_B = np.zeros(len(queries_BE), np.int64)
         left, wanted = np.arange(len(queries_BE)), _FIRST * k
         while len(left):
             wanted = min(wanted, self.bank.rows)
@@ -107,12 +143,13 @@ class Memory:
                 skip_above=self.skip_above,
             )
             rows_Bk[left] = found.rows
+            alike_B[left] = (found.reasons == LIKE_CHOSEN).sum(axis=(1, 2))
             if wanted >= min(self.bank.rows, max(_MOST, _FIRST * k)):
                 break
             left, wanted = left[(found.rows < 0).any(axis=1)], wanted * _MORE
         return [
-            self.bank.documents(rows[rows >= 0])
-            for rows in rows_Bk  # -1 only at the end
+            Found(self.bank.documents(rows[rows >= 0]), int(alike))
+            for rows, alike in zip(rows_Bk, alike_B, strict=True)  # -1 only at the end
         ]
 
     def _queries(self, texts, images) -> np.ndarray:
