@@ -227,7 +227,7 @@ def _full() -> ConfigDict:
     c.decoder.update({"layers": 6, "width": 160, "heads": 5, "mlp": 640})
     c.decoder.length = 384
     c.pretrain.packing.row_length = 192
-    c.pretrain.optimizer.update({"peak": 4e-3, "steps": 6_000})
+    c.pretrain.optimizer.update({"peak": 4e-3, "steps": 5_200})
     c.sft = {
         "tasks": {
             **dict.fromkeys(("text_to_image", "infill", "answer", "edit"), 2.0),
@@ -258,7 +258,7 @@ def _full() -> ConfigDict:
             "kind": "muon",
             "peak": 3e-3,
             "warmup": 100,
-            "steps": 3_600,
+            "steps": 2_500,
             "schedule": "cosine",
             "floor": 0.02,
         },
