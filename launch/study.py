@@ -60,6 +60,7 @@ def main() -> dict:
     config = command.given_config(CONFIG)
     if config["retrieval"] is None:
         raise ValueError("a retrieval study needs a config with the section retrieval")
+    _check_checkpoints(System.make(config).pretrain)
     names = stages.stages_of(System.make(config))
     shared = names[: names.index("pretrain")]
     overwrite = command.OVERWRITE.value
@@ -79,6 +80,18 @@ def main() -> dict:
     }
 
 
+def _check_checkpoints(pretrain) -> None:
+    """ValueError where a run would not keep all of its checkpoints."""
+    steps, every = pretrain.optimizer.steps, pretrain.checkpoint_every
+    made = -(-steps // every)
+    if made > pretrain.keep:
+        raise ValueError(
+            f"pretrain.keep={pretrain.keep} of the {made} checkpoints of a run (steps="
+            f"{steps}, checkpoint_every={every}): the curves need all of them, set "
+            f"pretrain.keep={made}"
+        )
+
+
 def _config(config: dict, name: str) -> dict:
     """The config of a run."""
     made = json.loads(json.dumps(config))
@@ -95,11 +108,10 @@ def _config(config: dict, name: str) -> dict:
 
 def _make(config: dict, workdir: Path, name: str, overwrite: bool) -> None:
     """Links, trains and scores one run, as far as that is not done."""
-    from cm3leon_jax import config as configs
     from cm3leon_jax import stages
     from cm3leon_jax.evaluation import report
     from cm3leon_jax.evaluation.page import read_object, stage_hash
-    from cm3leon_jax.evaluation.protocol import Protocol, result_file
+    from cm3leon_jax.evaluation.protocol import result_file
     from cm3leon_jax.system import System
 
     directory = workdir / "runs" / name
@@ -115,13 +127,21 @@ def _make(config: dict, workdir: Path, name: str, overwrite: bool) -> None:
     if read_object(directory / "curve.json").get("inputs_hash") != made:
         curve = {"inputs_hash": made, "points": _curve(directory)}
         (directory / "curve.json").write_text(json.dumps(curve, indent=1))
-    variant = "retrieval" if mine["retrieval"] else "baseline"
-    settings = command.read_config_file(f"{PROTOCOL}:{variant}", "protocol")
-    protocol = configs.make(Protocol, settings, "protocol")
+    protocol = _protocol(mine)
     path = result_file(directory, protocol, "pretrain")
     if read_object(path).get("inputs_hash") != made:
         stages.evaluate(directory, protocol, "pretrain")
         report.write(directory)
+
+
+def _protocol(config: dict):
+    """What a run is scored by."""
+    from cm3leon_jax import config as configs
+    from cm3leon_jax.evaluation.protocol import Protocol
+
+    variant = "retrieval" if config["retrieval"] else "baseline"
+    settings = command.read_config_file(f"{PROTOCOL}:{variant}", "protocol")
+    return configs.make(Protocol, settings, "protocol")
 
 
 def _curve(directory: Path) -> list[dict]:
@@ -166,11 +186,12 @@ def _curve(directory: Path) -> list[dict]:
 
 
 def _collect(config: dict, workdir: Path) -> dict:
-    """All runs that are there, as `cm3leon_jax/evaluation/study.py` reads them."""
+    """All runs of this config that are there, as `cm3leon_jax/evaluation/study.py`
+    reads them. Those made with other settings are left out, which is said."""
     from cm3leon_jax.config import config_hash
     from cm3leon_jax.evaluation import study
     from cm3leon_jax.evaluation.page import read_object
-    from cm3leon_jax.evaluation.protocol import hardware
+    from cm3leon_jax.evaluation.protocol import hardware, result_file
     from cm3leon_jax.system import System
 
     runs = {}
@@ -178,13 +199,20 @@ def _collect(config: dict, workdir: Path) -> dict:
         directory = workdir / "runs" / name
         done = read_object(directory / "pretrain" / "DONE.json")
         points = read_object(directory / "curve.json")
-        results = [read_object(p) for p in (directory / "eval").glob("entities-*.json")]
-        wanted = done.get("inputs_hash")
-        results = [r for r in results if r.get("inputs_hash") == wanted]
-        if not done or points.get("inputs_hash") != wanted or not results:
+        mine = _config(config, name)
+        result = read_object(result_file(directory, _protocol(mine), "pretrain"))
+        wanted = config_hash(System.make(mine).stage_inputs["pretrain"])
+        if done and done.get("inputs_hash") != wanted:
+            print(
+                f"study: {name} was made with other settings: left out",
+                file=sys.stderr,
+            )
+        if any(x.get("inputs_hash") != wanted for x in (done, points, result)):
             continue
-        scores = results[0]["scores"]
-        nats = {k: scores.get(f"likelihood/nats@{k}", {}).get("value") for k in "012"}
+        scores = result["scores"]
+        nats = {
+            k: scores.get(f"likelihood/nats@{k}", {}).get("value") for k in study.NATS
+        }
         runs[name] = {
             "arm": arm,
             "seconds": done["seconds"],

@@ -34,7 +34,12 @@ def test_ratios_need_every_seed():
     assert found["seeds"] == pytest.approx([4.0, 1.0])
     assert (found["low"], found["high"]) == pytest.approx((1.0, 4.0))
     assert found["value"] == pytest.approx(2.0)
-    assert [ratio for _, ratio in found["by_score"]] == pytest.approx([4.0] * 4)
+    assert [x[1] for x in found["by_score"]] == pytest.approx([4.0] * 4)
+    # At 3 nats the first checkpoint of retrieval was past it already.
+    assert [x[2] for x in found["by_score"]] == [True, False, False, False]
+    assert found["at_least"] == [False, False]
+    quick = study.ratios([(SLOW, [(1e12, 0.4), (2e12, 0.3)])])
+    assert quick["value"] == pytest.approx(8.0) and quick["at_least"] == [True]
     worse = [(x, nats + 1) for x, nats in SLOW]
     assert study.ratios([(SLOW, FAST), (SLOW, worse)])["value"] is None
 
@@ -46,9 +51,9 @@ def test_shorter_runs_stand_beside_whole_baselines():
         "fifth": run("short", [(0.8e12, 2.5), (1.6e12, 0.75)]),
         "noisy": run("ablation", FAST),
     }
-    assert study.planned(runs) == [
-        ("retrieval-0", 0.5, 2e12, pytest.approx(4.0)),
-        ("fifth", 0.75, 1.6e12, pytest.approx(5.0)),
+    assert study.planned(runs, extra=2e12) == [
+        ("retrieval-0", 0.5, 2e12, pytest.approx(4.0), pytest.approx(2.0)),
+        ("fifth", 0.75, 1.6e12, pytest.approx(5.0), pytest.approx(8 / 3.6)),
     ]
     assert study.planned({"fifth": runs["fifth"]}) == []
 
@@ -86,6 +91,8 @@ def test_page_tells_everything_without_network():
     assert (
         "4.00×" in page
         and "5.00×" in page
+        and "2.96×" in page  # 8 TFLOPs against 1.6, and 1.1 of the retriever's
+        and "≥ 4.00×" in page
         and "training TFLOPs" in page
         and "entity/tail@2" in page
     )

@@ -19,13 +19,16 @@ from cm3leon_jax.evaluation.report import STYLE
 Curve = Sequence[tuple[float, float]]  # (FLOPs, nats per query image token)
 UNIT = 1e12  # FLOPs on the page are in TFLOPs
 GROUPS = ("head", "tail", "new")
+# Retrieved documents; of fewer queries none, what is found, and random ones.
+NATS = ("0", "1", "2", "0_same", "2_same", "2_random")
 
 
 def reached(curve: Curve, score: float) -> float | None:
     """FLOPs at which a curve is first at or below `score`; None if it never is.
 
     Between two checkpoints the score is taken to fall evenly over the logarithm of the
-    FLOPs; no checkpoint before the first is made up.
+    FLOPs; no checkpoint before the first is made up: where that is there already, its
+    FLOPs are an upper limit.
     """
     curve = sorted(curve)
     if curve and curve[0][1] <= score:
@@ -48,6 +51,12 @@ def ratio_at(
     return theirs / (ours + extra)
 
 
+def at_least(score: float, retrieval: Curve) -> bool:
+    """Whether a ratio at a score is a lower limit: retrieval was there before its first
+    checkpoint, nobody knows when."""
+    return bool(retrieval) and min(retrieval)[1] <= score
+
+
 def best(curve: Curve) -> float:
     """The lowest score of a curve."""
     return min(nats for _, nats in curve)
@@ -59,7 +68,8 @@ def ratios(pairs: Sequence[tuple[Curve, Curve]], extra: float = 0.0) -> dict[str
     `value`: geometric mean of the ratios at the baseline's best score; `low`, `high`:
     the least and the greatest seed's. All None where a seed of retrieval never gets
     there. `seeds`: the ratio of every seed; `by_score`: ratios on the way, [score,
-    ratio] of the first seed's checkpoints.
+    ratio, at least] of the first seed's checkpoints. `at_least`: of which seeds the
+    ratio is a lower limit (see `at_least`).
     """
     found = [ratio_at(best(a), a, b, extra) for a, b in pairs]
     known = [r for r in found if r is not None]
@@ -69,14 +79,19 @@ def ratios(pairs: Sequence[tuple[Curve, Curve]], extra: float = 0.0) -> dict[str
         summary = {"value": mean, "low": min(known), "high": max(known)}
     baseline, retrieval = pairs[0]
     on_the_way = [
-        [nats, ratio_at(nats, baseline, retrieval, extra)] for _, nats in baseline
+        [nats, ratio_at(nats, baseline, retrieval, extra), at_least(nats, retrieval)]
+        for _, nats in baseline
     ]
-    return summary | {"seeds": found, "by_score": on_the_way}
+    limits = [at_least(best(a), b) for a, b in pairs]
+    return summary | {"seeds": found, "at_least": limits, "by_score": on_the_way}
 
 
-def planned(runs: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
+def planned(
+    runs: Mapping[str, Any], extra: float = 0.0
+) -> list[tuple[str, float, float, float, float]]:
     """Whole runs of retrieval, of any length, against a whole run of the baseline:
-    (name, final score, FLOPs, FLOPs of the baseline in those of the run).
+    (name, final score, FLOPs, FLOPs of the baseline in those of the run, and in those
+    of the run and the `extra` ones of the retriever).
 
     The rate of each has decayed to its end; a checkpoint on the way of a longer run is
     worse than that. Empty without a run of both kinds.
@@ -86,7 +101,7 @@ def planned(runs: Mapping[str, Any]) -> list[tuple[str, float, float, float]]:
     if not baseline:
         return []
     return [
-        (name, nats, flops, baseline[0][0] / flops)
+        (name, nats, flops, *(baseline[0][0] / (flops + x) for x in (0.0, extra)))
         for name, (flops, nats) in whole.items()
         if runs[name]["arm"] in ("retrieval", "short")
     ]
@@ -162,21 +177,27 @@ def _ratios(result: Mapping[str, Any]) -> str:
         return ""
     rows = []
     for name, found in result["ratio"].items():
-        seeds = ", ".join(_times(r) for r in found["seeds"])
-        rows.append((escape(name.replace("_", " ")), _times(found["value"]), seeds))
+        limits = found["at_least"]
+        seeds = ", ".join(map(_times, found["seeds"], limits))
+        value = _times(found["value"], any(limits))
+        rows.append((escape(name.replace("_", " ")), value, seeds))
     head = ("compute of", "baseline / retrieval", "each seed")
     way = next(iter(result["ratio"].values()))["by_score"]
-    steps = [(show(float(nats)), _times(ratio)) for nats, ratio in way]
+    steps = [(show(float(nats)), _times(ratio, limit)) for nats, ratio, limit in way]
     arms = [run for run in result["runs"].values() if run["arm"] == "baseline"]
     scores = ", ".join(show(curve_of(run)[-1][1]) for run in arms)
     whole = [
-        (escape(name), show(nats), show(flops / UNIT), _times(ratio))
-        for name, nats, flops, ratio in planned(result["runs"])
+        (escape(name), show(nats), show(flops / UNIT), _times(alone), _times(whole))
+        for name, nats, flops, alone, whole in planned(
+            result["runs"], sum(result["extra_flops"].values())
+        )
     ]
     columns = ("run", "nats at its end", "TFLOPs", "baseline's TFLOPs / its own")
+    columns += ("… and the retriever's",)
     return (
         "<p>FLOPs of the baseline to reach its best score, divided by those of the "
-        f"retrieval run to reach the same.</p>{table(rows, head)}"
+        "retrieval run to reach the same; ≥ where that was reached before the first "
+        f"checkpoint.</p>{table(rows, head)}"
         "<p>The same at every score of the first baseline on its way.</p>"
         f"{table(steps, ('nats', 'ratio'))}"
         "<p>Whole runs of retrieval, their learning rate decayed to the end; those of "
@@ -188,17 +209,18 @@ def _counts(runs: Mapping[str, Any]) -> str:
     rows = [
         (
             escape(name),
-            *(show(run["nats"].get(k, "")) for k in "012"),
+            *(show(run["nats"].get(k, "")) for k in NATS),
             show(run["curve"][-1]["flops"] / UNIT),
         )
         for name, run in runs.items()
     ]
-    head = ("nats per query image token", "0", "1", "2", "TFLOPs")
+    names = [key.replace("_", " ") for key in NATS]
+    head = ("nats per query image token", *names, "TFLOPs")
     return table(rows, head) if rows else ""
 
 
 def _entities(runs: Mapping[str, Any]) -> str:
-    kinds = ("0", "1", "2", "2_oracle")
+    kinds = ("0", "1", "2", "2_oracle", "2_removed", "2_swapped")
     keys = [f"entity/{group}@{kind}" for group in GROUPS for kind in kinds]
     keys += [f"entity/chance_{group}" for group in GROUPS]
     keys += [f"retrieve/recall@2_{group}" for group in GROUPS]
@@ -236,5 +258,7 @@ def _made(result: Mapping[str, Any]) -> str:
     return table(facts)
 
 
-def _times(ratio: float | None) -> str:
-    return "never reached" if ratio is None else f"{ratio:.2f}×"
+def _times(ratio: float | None, at_least: bool = False) -> str:
+    if ratio is None:
+        return "never reached"
+    return f"{'≥ ' * at_least}{ratio:.2f}×"
