@@ -31,6 +31,14 @@ class Memory:
         assert not {d.id for d in documents} & set(self.ids)
         self.documents += documents
 
+    def remove(self, ids, *, keep):
+        assert not keep and set(ids) <= set(self.ids)
+        self.documents = [d for d in self.documents if d.id not in ids]
+
+    def other(self, documents):
+        assert not any(d.metadata["group"] == "tail" for d in documents)
+        return Memory(documents)
+
     def find(self, texts, images, k):
         assert len(texts) == len(images)
         return [
@@ -45,11 +53,13 @@ class Painter:
     class system:
         name, source = "tiny", TINY
 
-    def __init__(self, memory=None, cell=None):
-        self.memory, self.cell = memory, cell
+    def __init__(self, memory=None, cell=None, size=None):
+        self.memory, self.cell, self.size = memory, cell, size
+        self.given = []
 
     def text_to_image(self, prompts, *, retrieve=None, seed=0):
         found = retrieve or [[] for _ in prompts]
+        self.given.append({len(row) for row in found})
         return [self._paint(*pair) for pair in zip(prompts, found, strict=True)]
 
     def _paint(self, prompt, documents):
@@ -57,6 +67,7 @@ class Painter:
         if documents:
             (thing,) = documents[0].metadata["scene"]["objects"]
             look = {key: thing[key] for key in look}
+        look["size"] = self.size or look["size"]
         names = shapes.CELL_NAMES[2]
         (cell,) = (i for i, name in enumerate(names) if name in prompt)
         cell = cell if self.cell is None else self.cell
@@ -92,6 +103,50 @@ def test_who_retrieves_knows_every_look(documents, bank):
     assert all(sample.ok for sample in outcome.samples)
 
 
+def test_with_how_many_documents_and_by_what_is_scored(documents, bank):
+    painter = Painter(Memory(bank), size="small")
+    outcome = entities.entity(painter, documents, 0)
+    # Every group in turn: none, one, one by the oracle, two, two; then what a changed
+    # memory has.
+    plain = [{0}, {1}, {1}, {2}, {2}]
+    assert painter.given == [*plain, *plain, {0}, *plain, {0}]
+    for group, queries in entities._queries(TINY, documents).items():
+        sizes = [d.metadata["scene"]["objects"][0]["size"] for d in queries]
+        small = np.mean([size == "small" for size in sizes])
+        assert 0 < small < 1
+        for kind in ("1", "2_oracle"):
+            wanted = pytest.approx((2 + small) / 3, abs=1e-4)
+            assert value(outcome, f"{group}@{kind}") == wanted
+
+
+def test_documents_that_are_gone_are_not_known(documents, bank):
+    memory = Memory(bank)
+    outcome = entities.entity(Painter(memory), documents, 0)
+    for key, zero in (("new@2_removed", "new@0"), ("tail@2_swapped", "tail@0")):
+        n = outcome.scores[key]["n"]
+        assert n <= 3 * entities.FEW
+        if n == outcome.scores[zero]["n"]:
+            assert value(outcome, key) == value(outcome, zero)
+        assert value(outcome, key) < 0.7
+    assert {d.id for d in entities.added(TINY)} <= set(memory.ids)
+    assert set(outcome.scores) == {
+        f"{group}@{kind}"
+        for group in entities.GROUPS
+        for kind in ("0", "1", "2", "1_oracle", "2_oracle")
+    } | {f"chance_{group}" for group in entities.GROUPS} | {
+        "new@2_removed",
+        "tail@2_swapped",
+    }
+
+
+def test_recall_has_queries_of_its_own(documents, bank, monkeypatch):
+    monkeypatch.setattr(entities, "PER_GROUP", 5)
+    outcome = entities.retrieve(Painter(Memory(bank)), documents, 0)
+    tail = sum(d.metadata["group"] == "tail" for d in documents)
+    assert outcome.scores["recall@2_tail"]["n"] == tail > 5
+    assert outcome.scores["recall@2_new"]["n"] == TINY.new * world.QUERIES
+
+
 def test_a_look_in_another_cell_is_wrong(documents, bank):
     outcome = entities.entity(Painter(Memory(bank), cell=0), documents, 0)
     asked = [d for d in documents if d.metadata["group"] == "tail"]
@@ -121,6 +176,55 @@ def test_the_memory_gets_the_new_names_once(documents):
         entities.retrieve(Painter(memory), documents, 0)
     assert len(memory.documents) == 3 * TINY.new
     assert {d.metadata["role"] for d in memory.documents} == {"bank"}
+
+
+class Lengths:
+    """An engine by which every retrieved id costs a tenth of a nat per image id."""
+
+    def __init__(self, codec):
+        self.codec, self.calls = codec, []
+
+    def score(self, rows, starts):
+        self.calls.append([list(map(int, row)) for row in rows])
+        tokens = self.codec.image_tokens
+        assert [len(row) - start for row, start in zip(rows, starts, strict=True)] == (
+            [tokens] * len(rows)
+        )
+        return [-tokens * 0.1 * list(row).count(LAYOUT.brk) for row in rows]
+
+
+def test_likelihood_is_of_so_many_documents_and_random_ones(
+    documents, bank, monkeypatch
+):
+    class Ids:
+        layout, image_tokens = LAYOUT, 2
+
+        def ids(self, given):
+            return [np.array([len(d.id), LAYOUT.brk, 8, 9], np.int32) for d in given]
+
+    monkeypatch.setattr(entities, "FEW", 10)
+    model = Painter(Memory(bank))
+    model.codec, model.engine = Ids(), Lengths(Ids())
+    outcome = entities.likelihood(model, documents, 0)
+    groups = [document.metadata["group"] for document in documents]
+    for k in range(3):
+        nats = np.array([0.1 * (1 + 2 * k * (g != "plain")) for g in groups])
+        assert value(outcome, f"nats@{k}") == pytest.approx(nats.mean(), abs=1e-4)
+        for group in set(groups):
+            wanted = 0.1 * (1 + 2 * k * (group != "plain"))
+            assert value(outcome, f"{group}@{k}") == pytest.approx(wanted, abs=1e-4)
+        if k != 1:
+            same = nats[:50].mean()
+            assert value(outcome, f"nats@{k}_same") == pytest.approx(same, abs=1e-4)
+    assert value(outcome, "nats@2_random") == pytest.approx(0.5, abs=1e-4)
+    assert outcome.scores["nats@2_random"]["n"] == 50
+    rows = entities._random(TINY, 50)
+    assert len({tuple(d.id for d in row) for row in rows}) > 45
+    alone = Painter()
+    alone.codec, alone.engine = Ids(), Lengths(Ids())
+    assert {
+        key.split("@")[1] for key in entities.likelihood(alone, documents, 0).scores
+    } == {"0"}
 
 
 def test_same_name_never_gives_the_query(documents):

@@ -5,6 +5,9 @@ are right where a caption of an entity of that group is drawn with K retrieved
 documents, `GROUP@K_oracle` the same with K documents that surely have its name, and
 `chance_GROUP` what the commonest attributes of the group score. The memory holds the
 new names' documents too: it is given them after training, and only for this.
+`new@2_removed` is after these were taken out again, `tail@2_swapped` with a memory of
+other documents in its place: both of fewer queries, and near `@0` where documents are
+what is known.
 """
 
 import itertools
@@ -20,6 +23,7 @@ from cm3leon_jax.codec import Codec
 from cm3leon_jax.data import entities
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.entities import BANK, QUERIES, EntitiesConfig
+from cm3leon_jax.data.hashing import uniform
 from cm3leon_jax.data.shapes import Object
 from cm3leon_jax.evaluation import oracle
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
@@ -27,7 +31,11 @@ from cm3leon_jax.sampling.engine import Engine
 
 GROUPS = ("head", "tail", "new")
 PER_GROUP = 340  # queries, of three attributes each
+PER_RECALL = 1000  # queries that are looked up only
+FEW = 100  # queries of a changed memory, and with random documents five times as many
+OTHERS = 1000  # documents of a memory that is swapped in
 MOST = 2  # retrieved documents, as in the paper's Table 1
+_RANDOM = 601  # purpose of the random numbers of `_random`
 
 Found = list[list[Document]]  # for each query, best first
 
@@ -53,6 +61,11 @@ def entity(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
             scores[f"{group}@{name}"] = _attributes(queries, looks)
             for place, picture in zip(shown, pictures, strict=True):
                 place[f"with {name.replace('_', ' ')}"] = picture
+        for name, rows in _changed(model, world, group, queries[:FEW]).items():
+            few = queries[:FEW]
+            drawn = _painted(model, few, rows, seed)
+            seen = [_seen(world, *x) for x in zip(few, drawn, strict=True)]
+            scores[f"{group}@{name}"] = _attributes(few, seen)
         last = given.get(str(MOST), given["0"])
         samples.append([])
         for query, place, row, look in zip(queries, shown, last, looks, strict=True):
@@ -71,12 +84,13 @@ def entity(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 
 def retrieve(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
     """`recall@2_GROUP`: how often one of the two documents found for a caption has its
-    name; `right@2_GROUP`: the share of the documents found that have it."""
+    name; `right@2_GROUP`: the share of the documents found that have it. Of up to
+    1,000 documents of a group, as many as there are: `n` of the score."""
     world = _world(model)
     if not _has_memory(model, world):
         raise ValueError(f"{model.system.name} has no memory to retrieve from")
     scores: dict[str, Score] = {}
-    for group, queries in _queries(world, documents).items():
+    for group, queries in _queries(world, documents, PER_RECALL).items():
         names = [query.metadata["entity"] for query in queries]
         found = retrieved(model, queries)
         right = np.array(
@@ -96,7 +110,8 @@ def retrieve(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
 
 def likelihood(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
     """Nats per image token of a query after K retrieved documents and its own text:
-    `nats@K` of all documents, `GROUP@K` of a group's."""
+    `nats@K` of all documents, `GROUP@K` of a group's. `nats@2_random` is after random
+    documents, of the first 500, `nats@0_same` and `nats@2_same` of the same ones."""
     world = _world(model)
     groups = [document.metadata["group"] for document in documents]
     given: dict[int, Found] = {0: [[] for _ in documents]}
@@ -111,6 +126,14 @@ def likelihood(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome
         for group in sorted(set(groups)):
             part = nats[[g == group for g in groups]]
             scores[f"{group}@{k}"] = interval(part, np.mean, len(part))
+        if len(given) > 1 and k in (0, MOST):
+            same = nats[: 5 * FEW]
+            scores[f"nats@{k}_same"] = interval(same, np.mean, len(same))
+    if len(given) > 1:
+        few = documents[: 5 * FEW]
+        ids, starts = query_rows(model.codec, few, _random(world, len(few)))
+        nats = nats_per_token(model.engine, ids, starts)
+        scores[f"nats@{MOST}_random"] = interval(nats, np.mean, len(nats))
     return Outcome(scores)
 
 
@@ -177,6 +200,39 @@ def added(world: EntitiesConfig) -> list[Document]:
     return [document for document in new if document.metadata["role"] == "bank"]
 
 
+def _changed(
+    model: CM3Leon, world: EntitiesConfig, group: str, queries: Sequence[Document]
+) -> dict[str, Found]:
+    """What is found for new names without their documents, and for tail names by
+    another memory; afterwards the memory is as it was."""
+    if not _has_memory(model, world):
+        return {}
+    assert model.memory is not None
+    texts = [_text(query) for query in queries]
+    if group == "new":
+        gone = added(world)
+        model.memory.remove([document.id for document in gone], keep=False)
+        found = model.memory.find(texts, [None] * len(texts), MOST)
+        model.memory.add(gone, keep=False)
+        return {f"{MOST}_removed": found}
+    if group == "tail":
+        others = (d for d in entities.documents(world, "train") if not _of_tail(d))
+        memory = model.memory.other(list(itertools.islice(others, OTHERS)))
+        return {f"{MOST}_swapped": memory.find(texts, [None] * len(texts), MOST)}
+    return {}
+
+
+def _of_tail(document: Document) -> bool:
+    return document.metadata["group"] == "tail"
+
+
+def _random(world: EntitiesConfig, count: int) -> Found:
+    """Random training documents, the same each time."""
+    draws = uniform(0, _RANDOM, np.arange(count)[:, None], np.arange(MOST))
+    rows = (draws * world.documents).astype(np.int64).tolist()
+    return [[entities.document(world, "train", n) for n in row] for row in rows]
+
+
 def _world(model: CM3Leon) -> EntitiesConfig:
     world = model.system.source
     if not isinstance(world, EntitiesConfig):
@@ -185,18 +241,18 @@ def _world(model: CM3Leon) -> EntitiesConfig:
 
 
 def _queries(
-    world: EntitiesConfig, documents: Sequence[Document]
+    world: EntitiesConfig, documents: Sequence[Document], most: int = PER_GROUP
 ) -> dict[str, list[Document]]:
-    """At most `PER_GROUP` documents of each group, to be asked for."""
+    """At most `most` documents of each group, to be asked for."""
     new = entities.documents(world, "new")
     asked = [d for d in new if d.metadata["role"] == "query"]
     # Every name once before any comes again.
     asked = [d for turn in range(QUERIES) for d in asked[turn::QUERIES]]
     by_group = {
-        group: [d for d in documents if d.metadata["group"] == group][:PER_GROUP]
+        group: [d for d in documents if d.metadata["group"] == group][:most]
         for group in GROUPS[:-1]
     }
-    by_group["new"] = asked[:PER_GROUP]
+    by_group["new"] = asked[:most]
     for group, queries in by_group.items():
         if not queries:
             raise ValueError(f"no held-out document of a {group} name: take more")

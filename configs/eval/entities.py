@@ -4,7 +4,7 @@
         --workdir runs/study/runs/retrieval-0 --checkpoint pretrain
 
 `entity/GROUP@K` is the share of attributes (shape, colour, size) right with K retrieved
-documents, of at least 1,000; `retrieve/recall@2_GROUP` how often one of the two
+documents, of 1,020 attributes; `retrieve/recall@2_GROUP` how often one of the two
 documents found has the name; `likelihood/nats@K` the loss per query image token.
 For evaluation alone, the memory holds the documents of the new names. `baseline` is for
 systems without retrieval.
