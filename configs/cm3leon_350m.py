@@ -6,7 +6,9 @@
 Expected: zero-shot COCO FID-30K 14.2 with two retrieved documents (paper Table 1).
 Not in the paper and filled in here: heads and ReLU (OPT's), AdamW's settings and the
 linear decay to 10 % (metaseq's OPT launcher), the shares of the masking modes (ours).
-`data.settings.path` is a folder of webdataset tars with pictures and captions.
+`data.settings.path` is a folder of webdataset tars with pictures and captions,
+`retrieval.encoder.path` one with CLIP ViT-B/32 in Hugging Face's layout (`config.json`,
+`model.safetensors`, `tokenizer.json`): both are yours to give.
 """
 
 from ml_collections import ConfigDict
@@ -46,6 +48,15 @@ def get_config() -> ConfigDict:
                 "regions_per_image": 1,
                 # In place of VGG-16, which no package registry ships.
                 "features": "efficientnet_lite0",
+            },
+            # Paper 1.8: two neighbours by text and two by picture, three of them used.
+            "retrieval": {
+                "encoder": {"kind": "clip", "path": "clip-vit-base-patch32"},
+                "storage": "int8",
+                "per_query": (2, 2),
+                "documents": 3,
+                "skip_above": 0.9,
+                "query_dropout": 0.2,
             },
             "decoder": {
                 "layers": 24,

@@ -7,14 +7,15 @@ The first run fetches 110 MB from the npm registry (needs `npm`). `quick` is the
 path at 32x32 pixels, 36 minutes on 2 cores that were busy with other work too. It shows
 that every part works on pictures that nobody made for it. What a held-out name makes it
 draw has the right background and an artist's palette and line, rarely the subject.
-Licences and artists of every picture are in its metadata.
+Licences and artists of every picture are in its metadata. `retrieval` is the same with
+a memory bank, by frozen networks (`bash launch/setup.sh features`).
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
-    variants = {"quick": _quick}
+    variants = {"quick": _quick, "retrieval": _retrieval}
     if variant not in variants:
         raise ValueError(f"configs/icons.py:{variant}: choose from {list(variants)}")
     return variants[variant]().lock()
@@ -99,3 +100,17 @@ def _quick() -> ConfigDict:
             },
         }
     )
+
+
+def _retrieval() -> ConfigDict:
+    c = _quick()
+    c.name = "icons:retrieval"
+    # Texts find by texts and pictures by pictures; near-duplicates are those that
+    # copies of validation icons, and icons of one subject, tell apart.
+    c.retrieval = {
+        "encoder": {"kind": "frozen"},
+        "per_query": (2, 2),
+        "documents": 2,  # an icon has some 75 ids: a row holds it and two others
+        "skip_above": None,
+    }
+    return c

@@ -118,6 +118,7 @@ AMATEUR = flags.DEFINE_string(
     "amateur", None, "The work directory of a smaller system to contrast with."
 )
 OUT = flags.DEFINE_string("out", None, "A .png file, or a folder for several.")
+BANK = flags.DEFINE_string("bank", "bank", "Folder of the memory, seen from --workdir.")
 RETRIEVE = flags.DEFINE_integer(
     "retrieve", 0, "Documents of the memory before each prompt."
 )
@@ -131,7 +132,7 @@ def main() -> dict:
     prompts = _prompts()
     task = _check_flags(prompts)
     distributed.initialize()
-    model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value)
+    model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value, bank=BANK.value)
     if AMATEUR.value:
         model.contrast(CM3Leon.load(AMATEUR.value))
     images = [_open(path) for path in IMAGE.value]
