@@ -110,6 +110,31 @@ def test_removed_rows_are_never_found():
     np.testing.assert_array_equal(found, oracle(queries, vectors, 10, alive))
 
 
+def test_a_first_look_that_is_a_little_wrong_is_made_good(monkeypatch):
+    """Scores as an accelerator rounds them: the best twelve are alike, and the first of
+    equals are the worst."""
+    rng, mesh = np.random.default_rng(12), mesh_of(*MESHES[1])
+    vectors = 0.1 * unit(rng, 100, 8)
+    vectors[20:32] = 0
+    vectors[20:32, 0] = 1 + np.arange(12) * 1e-4
+    query = np.eye(1, 8, dtype=np.float32)
+    real = subject.jnp.einsum
+    rounded = []
+
+    def einsum(*arguments, **keywords):
+        rounded.append(keywords)
+        found = real(*arguments, **keywords)
+        return found.astype(subject.jnp.bfloat16).astype(found.dtype)
+
+    monkeypatch.setattr(subject.jnp, "einsum", einsum)
+    subject._best.clear_cache()
+    try:
+        _, found = subject.search(query, blocks_of(vectors, mesh, 128), 4, mesh)
+    finally:
+        subject._best.clear_cache()
+    assert rounded and found.tolist() == [[31, 30, 29, 28]]
+
+
 @pytest.mark.parametrize("storage", subject.STORAGES)
 def test_recall_of_every_storage(storage):
     rng, mesh = np.random.default_rng(6), mesh_of(*MESHES[2])
