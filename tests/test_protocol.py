@@ -158,6 +158,21 @@ def test_results_and_samples_are_kept_apart(workdir):
     assert all(name.startswith("a-b-") for name in files)
 
 
+def test_failures_after_the_first_samples_are_kept_too(workdir):
+    def judged(_, documents, seed):
+        right = (True, False, True, False, False, False)
+        picture = {"a": Pillow.new("RGB", (4, 4))}
+        return Outcome({}, [Sample(text="x", pictures=picture, ok=ok) for ok in right])
+
+    protocol.run_protocol(workdir, "pretrain", PROTOCOL, {"draw": judged})
+    (folder,) = (workdir / "samples").iterdir()
+    found = {}
+    for path in folder.glob("*/index.jsonl"):
+        lines = path.read_text().splitlines()
+        found[path.parent.name] = [json.loads(line)["ok"] for line in lines]
+    assert found == {"draw": [True, False], "draw_failures": [False, False]}
+
+
 def test_a_small_split_is_used_whole_and_a_tiny_one_refused(workdir):
     result, _ = run(workdir, PROTOCOL)
     assert result["documents"] == 11
