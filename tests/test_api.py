@@ -56,9 +56,9 @@ def written(monkeypatch):
     calls = []
     write = engine.Engine.write
 
-    def spy(self, wanted, *rest):
+    def spy(self, wanted, *rest, **options):
         calls.append([[stream.tolist() for stream in p.streams] for p in wanted])
-        return write(self, wanted, *rest)
+        return write(self, wanted, *rest, **options)
 
     monkeypatch.setattr(engine.Engine, "write", spy)
     return calls
@@ -384,7 +384,7 @@ def test_protocols_leave_results_samples_and_a_report(workdir, world, tasks):
 @pytest.mark.parametrize(
     "world, task, message",
     [
-        ("coco", "caption", "world='coco': choose from shapes, pairs"),
+        ("coco", "caption", "world='coco': choose from shapes, shape_tasks"),
         ("shapes", "draw", "no 'draw' in world 'shapes'"),
     ],
 )
