@@ -14,7 +14,7 @@ import numpy as np
 
 from cm3leon_jax import workdir
 from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
-from cm3leon_jax.data import records, sources
+from cm3leon_jax.data import ingest, records, sources
 from cm3leon_jax.data.tokenization import Encoders
 from cm3leon_jax.evaluation.reconstruction import scores
 from cm3leon_jax.interop import efficientnet
@@ -34,8 +34,13 @@ def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Re
     folder = directory / "documents"
 
     def work() -> Mapping[str, Any]:
-        _, documents = sources.SOURCES[system.data.source]
-        splits = system.data.limits
+        name, splits = system.data.source, system.data.limits
+        if name in sources.OWN:
+            kind = sources.OWN[name]
+            return ingest.prepare(
+                kind, system.source, folder, splits, system.data.ingest
+            )
+        _, documents = sources.SOURCES[name]
         return sources.prepare(system.source, documents, folder, splits)
 
     return run_stage(system, folder, work, overwrite)

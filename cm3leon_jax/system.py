@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from cm3leon_jax import config as configs
 from cm3leon_jax import vocab
-from cm3leon_jax.data.sources import SOURCES
+from cm3leon_jax.data.filters import IngestConfig
+from cm3leon_jax.data.sources import OWN, SOURCES
 from cm3leon_jax.data.task_sources import ExampleConfig
 from cm3leon_jax.models import efficientnet
 from cm3leon_jax.models.decoder import DecoderConfig
@@ -32,7 +33,8 @@ from cm3leon_jax.training.image_step import ImageTokenizerTrainConfig
 class DataConfig:
     """Where documents come from: a source, its settings, documents per split.
 
-    A count of None takes all that the source has.
+    A count of None takes all that the source has. `ingest`: what is taken of one's own
+    data (None: all that can be used).
     """
 
     source: str
@@ -40,11 +42,17 @@ class DataConfig:
     train: int | None = None
     validation: int | None = None
     test: int | None = None
+    ingest: IngestConfig | None = None
 
     def __post_init__(self):
         if self.source not in SOURCES:
             known = ", ".join(SOURCES)
             raise ValueError(f"data.source={self.source!r}: choose from {known}")
+        if self.ingest is not None and self.source not in OWN:
+            raise ValueError(
+                f"data.ingest is for {', '.join(OWN)}, not for {self.source}: leave it "
+                "out"
+            )
 
     @property
     def limits(self) -> dict[str, int | None]:
@@ -300,6 +308,10 @@ class System:
         tokenizer, seed = self.image_tokenizer, {"seed": self.seed}
         data = {"data": dataclasses.asdict(self.data)}
         data["data"]["settings"] = dataclasses.asdict(self.source)
+        if self.data.ingest is None:  # systems are older than this section
+            del data["data"]["ingest"]
+        else:
+            data["data"]["ingest"] = configs.essential(self.data.ingest)
         made["documents"] = data
         taught: dict[str, Any] = {}  # what both tokenizers learn from besides
         if self.sft is not None:

@@ -13,10 +13,13 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.documents import Document, Skipped, Text
+from cm3leon_jax.data.files import FolderConfig, WebdatasetConfig
+from cm3leon_jax.data.parts import split_of
 from cm3leon_jax.data.pictures import read_picture
 from cm3leon_jax.data.shards import ShardWriter, shard_path
 
 SIZE = 16
+FOLDER, WEBDATASET = (sources.SOURCES[kind][1] for kind in ("folder", "webdataset"))
 
 
 def _encode(picture, kind, **options):
@@ -91,7 +94,7 @@ def _as_folder(path, files):
         (path / "deep").mkdir(parents=True, exist_ok=True)
         (path / "deep" / name).write_bytes(data)
     (path / "README.md").write_text("not data")
-    return sources.FolderConfig(
+    return FolderConfig(
         path=str(path), image_size=SIZE, validation_percent=0, test_percent=0
     )
 
@@ -103,7 +106,7 @@ def _as_tar(path, files):
             info = tarfile.TarInfo(name)
             info.size = len(files[name])
             tar.addfile(info, io.BytesIO(files[name]))
-    return sources.WebdatasetConfig(
+    return WebdatasetConfig(
         path=str(path), image_size=SIZE, validation_percent=0, test_percent=0
     )
 
@@ -133,10 +136,10 @@ def test_a_truncated_tar_keeps_what_came_before(tmp_path):
     files, _ = _files()
     config = _as_tar(tmp_path / "x", files)
     path = tmp_path / "x" / "part-0.tar"
-    whole = list(sources.webdataset_documents(config, "train"))
+    whole = list(WEBDATASET(config, "train"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (tmp_path / "x" / "part-1.tar").write_bytes(b"no tar at all" * 100)
-    found = list(sources.webdataset_documents(config, "train"))
+    found = list(WEBDATASET(config, "train"))
     assert 2 < len(found) < len(whole)
     assert [item.id for item in found[-1:]] == ["part-1"]
     assert any("damaged" in item.reason for item in found if isinstance(item, Skipped))
@@ -152,7 +155,7 @@ def test_a_tar_sorted_by_suffix_gives_the_same_pairs(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(files[name])
             tar.addfile(info, io.BytesIO(files[name]))
-    found = list(sources.webdataset_documents(whole, "train"))
+    found = list(WEBDATASET(whole, "train"))
     assert [item.segments[0].text for item in found] == [
         f"caption {i}" for i in range(4)
     ]
@@ -178,25 +181,25 @@ def test_pictures_are_converted_faithfully():
 
 
 def test_splits_depend_on_names_alone():
-    config = sources.FolderConfig(
+    config = FolderConfig(
         path="x", image_size=8, validation_percent=10, test_percent=20
     )
-    splits = [sources.split_of(f"name {i}", config) for i in range(4000)]
+    splits = [split_of(f"name {i}", config) for i in range(4000)]
     counts = {split: splits.count(split) / 4000 for split in sources.SPLITS}
     assert abs(counts["test"] - 0.2) < 0.03 and abs(counts["validation"] - 0.1) < 0.03
     with pytest.raises(ValueError, match="test_percent"):
-        sources.FolderConfig(
+        FolderConfig(
             path="x", image_size=8, validation_percent=60, test_percent=50
         )
 
 
 def test_missing_folders_are_named():
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        config = sources.FolderConfig(path="nowhere", image_size=8)
-        list(sources.folder_documents(config, "train"))
+        config = FolderConfig(path="nowhere", image_size=8)
+        list(FOLDER(config, "train"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        config = sources.WebdatasetConfig(path="nowhere", image_size=8)
-        list(sources.webdataset_documents(config, "train"))
+        config = WebdatasetConfig(path="nowhere", image_size=8)
+        list(WEBDATASET(config, "train"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,16 +244,16 @@ def _jpegs(path, names, captions=True):
 def test_an_empty_split_is_refused_with_its_mend(tmp_path):
     splits = {"train": None, "validation": None, "test": None}
     _jpegs(tmp_path / "few", range(3))
-    config = sources.FolderConfig(
+    config = FolderConfig(
         path=str(tmp_path / "few"), image_size=8, test_percent=0
     )
-    with pytest.raises(ValueError, match="raise source.validation_percent"):
-        sources.prepare(config, sources.folder_documents, tmp_path / "a", splits)
+    with pytest.raises(ValueError, match="raise data.settings.validation_percent"):
+        sources.prepare(config, FOLDER, tmp_path / "a", splits)
     assert not (tmp_path / "a" / "validation.json").exists()
     _jpegs(tmp_path / "bare", range(3), captions=False)
     config = dataclasses.replace(config, path=str(tmp_path / "bare"))
     with pytest.raises(ValueError, match="'train' has no documents; 3 of 3 skipped"):
-        sources.prepare(config, sources.folder_documents, tmp_path / "b", splits)
+        sources.prepare(config, FOLDER, tmp_path / "b", splits)
     log = (tmp_path / "b" / "skipped.jsonl").read_text().splitlines()
     assert len(log) == 3
 
@@ -259,13 +262,13 @@ def test_a_large_loss_for_one_reason_is_said(tmp_path, capsys):
     _jpegs(tmp_path / "x", range(5))
     for name in range(3):
         (tmp_path / "x" / f"{name}.txt").unlink()
-    config = sources.FolderConfig(
+    config = FolderConfig(
         **{"path": str(tmp_path / "x"), "image_size": 8},
         **{"validation_percent": 0, "test_percent": 0},
     )
     for directory in ("a", "b"):
         sources.prepare(
-            config, sources.folder_documents, tmp_path / directory, {"train": None}
+            config, FOLDER, tmp_path / directory, {"train": None}
         )
         line = "more than half left out; 3 of 3 skipped because: no caption"
         assert (line in capsys.readouterr().err) == (directory == "a")
@@ -274,11 +277,11 @@ def test_a_large_loss_for_one_reason_is_said(tmp_path, capsys):
 
 def test_texts_are_read_without_pictures(tmp_path, monkeypatch):
     _jpegs(tmp_path / "x", range(5))
-    config = sources.FolderConfig(
+    config = FolderConfig(
         **{"path": str(tmp_path / "x"), "image_size": 8},
         **{"validation_percent": 0, "test_percent": 0},
     )
-    sources.prepare(config, sources.folder_documents, tmp_path / "d", {"train": None})
+    sources.prepare(config, FOLDER, tmp_path / "d", {"train": None})
     wanted = [
         d.segments[0].text for d in sources.read_documents(tmp_path / "d", "train")
     ]

@@ -8,175 +8,51 @@ depends on its own name alone, so adding files moves no others.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
 import json
 import re
 import sys
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-from cm3leon_jax.data import entities, icons, shapes
+from cm3leon_jax.data import entities, files, icons, parts, shapes, tables, tfds_sets
 from cm3leon_jax.data.documents import (
     Document,
-    Image,
     Skipped,
-    Text,
     from_bytes,
     texts_from_bytes,
     to_bytes,
 )
-from cm3leon_jax.data.pictures import read_caption, read_picture
 from cm3leon_jax.data.shards import ShardReader, ShardWriter, shard_path
 
 SPLITS = ("train", "validation", "test")
 ADDED = "new"  # a split of documents that a bank is given after training
 SHARDS = 4  # of documents; enough to read in parallel, few enough for small sets
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _SECONDS_BETWEEN_LINES = 5.0
 _TEXTS_AT_ONCE = 1024  # records
 ENOUGH = 10  # documents of a held-out split; fewer score nothing
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FilesConfig:
-    """Pictures of `image_size` pixels a side; percentages of the names per split."""
-
-    path: str
-    image_size: int
-    validation_percent: float = 5.0
-    test_percent: float = 5.0
-
-    def __post_init__(self):
-        if self.image_size < 1:
-            raise ValueError(f"image_size={self.image_size} must be positive")
-        low = min(self.validation_percent, self.test_percent)
-        if low < 0 or self.validation_percent + self.test_percent > 100:
-            raise ValueError(
-                f"validation_percent={self.validation_percent} and test_percent="
-                f"{self.test_percent} must be >= 0 and at most 100 together"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FolderConfig(FilesConfig):
-    """`path`: a folder, searched to any depth, of pictures with a .txt beside each."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WebdatasetConfig(FilesConfig):
-    """`path`: a .tar, or a folder of them, with KEY.jpg|png|webp and KEY.txt inside,
-    in any order."""
-
-
-def split_of(name: str, config: FilesConfig) -> str:
-    """The split of a record, from a hash of its name."""
-    digest = hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8)
-    percent = int.from_bytes(digest.digest(), "little") / 2**64 * 100
-    if percent < config.test_percent:
-        return "test"
-    if percent < config.test_percent + config.validation_percent:
-        return "validation"
-    return "train"
-
-
-def folder_documents(config: FolderConfig, split: str) -> Iterator[Document | Skipped]:
-    """Pairs `text <break> image` of a folder, in order of their names."""
-    root = Path(config.path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"source.path={config.path} is not a folder")
-    files = sorted(
-        (path.relative_to(root).with_suffix("").as_posix(), path.suffix.lower(), path)
-        for path in root.rglob("*")
-        if path.suffix.lower() in (*_PICTURES, ".txt")
-    )
-    for name, group in itertools.groupby(files, key=lambda file: file[0]):
-        if split_of(name, config) == split:
-            parts = [(suffix, path.read_bytes) for _, suffix, path in group]
-            yield _pair(name, parts, config.image_size)
-
-
-def webdataset_documents(
-    config: WebdatasetConfig, split: str
-) -> Iterator[Document | Skipped]:
-    """Pairs `text <break> image` of tars, in order of tar names and members."""
-    root = Path(config.path)
-    tars = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-    if not tars or not tars[0].is_file():
-        raise FileNotFoundError(f"source.path={config.path}: no .tar files there")
-    for path in tars:
-        try:
-            yield from _tar_documents(path, config, split)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            yield Skipped(path.stem, f"the rest of {path.name} is damaged: {error}")
-
-
-def _tar_documents(
-    path: Path, config: WebdatasetConfig, split: str
-) -> Iterator[Document | Skipped]:
-    def key(member: tarfile.TarInfo) -> str:
-        folder, _, file = member.name.rpartition("/")
-        return f"{path.stem}/{folder}{'/' if folder else ''}{file.split('.')[0]}"
-
-    with tarfile.open(path) as tar:
-        # All headers first: a tar may hold all of its pictures before any caption.
-        groups: dict[str, list[tarfile.TarInfo]] = {}
-        damage = None
-        try:
-            for member in tar:
-                if member.isfile() and split_of(key(member), config) == split:
-                    groups.setdefault(key(member), []).append(member)
-        except (tarfile.TarError, OSError, EOFError) as error:
-            damage = error
-        for name, members in groups.items():
-            parts = [
-                (
-                    f".{member.name.rpartition('/')[2].partition('.')[2].lower()}",
-                    lambda member=member: _member_bytes(tar, member),
-                )
-                for member in members
-            ]
-            yield _pair(name, parts, config.image_size)
-        if damage:
-            raise damage
-
-
-def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    try:
-        file = tar.extractfile(member)
-        return file.read() if file else b""
-    except (tarfile.TarError, EOFError) as error:
-        raise OSError(f"{member.name} is damaged: {error}") from error
-
-
-def _pair(
-    name: str, parts: Iterable[tuple[str, Callable[[], bytes]]], size: int
-) -> Document | Skipped:
-    """One document out of (suffix, read) of the files that share a name."""
-    pictures = [read for suffix, read in parts if suffix in _PICTURES]
-    captions = [read for suffix, read in parts if suffix == ".txt"]
-    for what, found in (("picture", pictures), ("caption", captions)):
-        if len(found) != 1:
-            return Skipped(name, f"{len(found) or 'no'} {what} files of this name")
-    try:
-        caption = read_caption(captions[0]())
-        picture = read_picture(pictures[0](), size)
-    except (ValueError, OSError) as error:
-        return Skipped(name, str(error))
-    return Document((Text(caption), Image(picture)), id=name)
-
+# What people bring themselves, which `ingest.py` reads in parallel.
+OWN: dict[str, parts.Kind] = {
+    "folder": files.FOLDER,
+    "webdataset": files.WEBDATASET,
+    "table": tables.TABLE,
+    "tfds": tfds_sets.TFDS,
+}
 
 SOURCES: dict[str, tuple[type, Callable[..., Iterator[Document | Skipped]]]] = {
     "shapes": (shapes.ShapesConfig, shapes.documents),
     "entities": (entities.EntitiesConfig, entities.documents),
     "icons": (icons.IconsConfig, icons.documents),
-    "folder": (FolderConfig, folder_documents),
-    "webdataset": (WebdatasetConfig, webdataset_documents),
+    **{
+        name: (kind.config, partial(parts.documents, kind))
+        for name, kind in OWN.items()
+    },
 }
 
 
@@ -201,25 +77,35 @@ def prepare(
         if split not in (*SPLITS, ADDED):
             known = ", ".join((*SPLITS, ADDED))
             raise ValueError(f"unknown split {split!r}: choose among {known}")
-        made_from = json.loads(
-            json.dumps([dataclasses.asdict(source_config), limit], default=str)
-        )
+        made_from = made_of(source_config, limit)
         done = directory / f"{split}.json"
         if done.is_file():
-            counts = json.loads(done.read_text())
-            if counts.pop("made_from") != made_from:
-                raise ValueError(
-                    f"{directory} holds {split!r} documents made with other settings: "
-                    "choose another folder or remove it"
-                )
+            counts = counts_of(done, made_from)
         else:
             found = documents_fn(source_config, split)
             counts, skipped = _write_split(found, directory, split, limit)
-            _log_skipped(directory / "skipped.jsonl", split, skipped)
-            _judge(directory, split, counts["documents"], limit, skipped)
-            _write_json(done, counts | {"made_from": made_from})
+            log_skipped(directory / "skipped.jsonl", split, skipped)
+            judge(directory, split, counts["documents"], limit, skipped)
+            write_json(done, counts | {"made_from": made_from})
         summary[split] = counts
     return summary
+
+
+def made_of(source_config: Any, limit: int | None, *more: Any) -> list:
+    """What the documents of a split depend on, as it reads in its .json."""
+    settings = [dataclasses.asdict(source_config), limit, *more]
+    return json.loads(json.dumps(settings, default=str))
+
+
+def counts_of(done: Path, made_from: list) -> dict[str, Any]:
+    """The counts of a finished split; ValueError where it has other settings."""
+    counts = json.loads(done.read_text())
+    if counts.pop("made_from") != made_from:
+        raise ValueError(
+            f"{done.parent} holds {done.stem!r} documents made with other settings: "
+            "choose another folder or remove it"
+        )
+    return counts
 
 
 def _write_split(
@@ -242,16 +128,16 @@ def _write_split(
             if now - said > _SECONDS_BETWEEN_LINES:
                 said = now
                 rate = count / (now - start)
-                _say(f"{split}: {count:,} documents, {rate:,.0f}/s")
+                say(f"{split}: {count:,} documents, {rate:,.0f}/s")
             if count == limit:
                 break
     seconds = round(time.monotonic() - start, 1)
-    _say(f"{split}: {count:,} documents, {len(skipped):,} skipped, {seconds} s")
+    say(f"{split}: {count:,} documents, {len(skipped):,} skipped, {seconds} s")
     counts = {"documents": count, "skipped": len(skipped), "seconds": seconds}
     return counts, skipped
 
 
-def _judge(
+def judge(
     directory: Path, split: str, count: int, limit: int | None, skipped: list[Skipped]
 ) -> None:
     """ValueError for a split without documents; a line where most were skipped for
@@ -261,22 +147,23 @@ def _judge(
     why = f"; {most:,} of {len(skipped):,} skipped because: {reason}" if most else ""
     log = f" (see {directory / 'skipped.jsonl'})" if skipped else ""
     if split == "train":
-        mend = "see that source.path holds pictures with captions"
+        mend = "see that data.settings.path holds pictures with captions"
     else:
-        mend = f"raise source.{split}_percent, or bring more documents"
+        mend = f"raise data.settings.{split}_percent, or bring more documents"
     if count == 0 and limit != 0:
         raise ValueError(f"split {split!r} has no documents{why}{log}: {mend}")
     if 2 * most > count + len(skipped):
-        _say(f"{split}: WARNING, more than half left out{why}{log}")
+        say(f"{split}: WARNING, more than half left out{why}{log}")
     if split != "train" and count < min(ENOUGH, ENOUGH if limit is None else limit):
-        _say(f"{split}: WARNING, {count} documents are too few to score with: {mend}")
+        say(f"{split}: WARNING, {count} documents are too few to score with: {mend}")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line about the progress of `prepare`."""
     print(f"prepare {line}", file=sys.stderr, flush=True)
 
 
-def _log_skipped(path: Path, split: str, skipped: list[Skipped]) -> None:
+def log_skipped(path: Path, split: str, skipped: list[Skipped]) -> None:
     """Replace the lines of this split: an interrupted run may have left some."""
     lines = path.read_text().splitlines() if path.is_file() else []
     lines = [line for line in lines if json.loads(line)["split"] != split]
@@ -286,7 +173,7 @@ def _log_skipped(path: Path, split: str, skipped: list[Skipped]) -> None:
     partial.replace(path)
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value))
     partial.replace(path)

@@ -28,8 +28,8 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.data import icon_tasks, shape_tasks, tasks
 from cm3leon_jax.data.documents import Document, Image, Mask, Skipped
+from cm3leon_jax.data.parts import FilesConfig, split_of
 from cm3leon_jax.data.pictures import read_picture
-from cm3leon_jax.data.sources import FilesConfig, split_of
 
 
 @dataclass(frozen=True)
