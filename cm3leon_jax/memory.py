@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from cm3leon_jax import encoders, workdir
 from cm3leon_jax.codec import load_text_tokenizer
@@ -80,7 +81,7 @@ def build_bank(system: System, directory: Path, overwrite: bool = False) -> Resu
             kept=(directory / "documents", "train"),
         )
         made: Results = {"documents": len(bank), "encoder": bank.encoder}
-        made["skip_above"] = _threshold(system, directory, embedder, documents)
+        made |= _threshold(system, directory, embedder, documents)
         for split in SPLITS:
             made[split] = neighbours.build(
                 bank,
@@ -116,18 +117,26 @@ def _threshold(
     directory: Path,
     embedder: Embedder,
     documents: Mapping[str, Sequence[Document]],
-) -> float:
-    """The score of near-duplicates; the same on every process of a job."""
+) -> Results:
+    """`skip_above`, the score of near-duplicates, and if it is calibrated whether it is
+    `met`, what it is to do; the same on every process of a job."""
     given = _retrieval(system).skip_above
     if given is not None:
-        return given
+        return {"skip_above": given}
     found = neighbours.thresholds(
         embedder, documents["validation"], documents["train"], system.seed
     )
     if jax.process_index() == 0:
         file = directory / FOLDER / "calibration.json"
         write_whole(file, json.dumps(vars(found), indent=1))
-    return found.skip_above
+    if not found.met:
+        logging.warning(
+            "retrieval.skip_above=%.4f, calibrated, does not tell copies from other "
+            "documents: it drops %.1f %% of copies (99 %% wanted) and %.1f %% of other "
+            "documents of the same thing (1 %% allowed); another encoder may do better",
+            *(found.skip_above, 100 * found.duplicates, 100 * found.same_entity),
+        )
+    return {"skip_above": found.skip_above, "met": found.met}
 
 
 def add(directory: Path, source: str) -> Results:

@@ -12,8 +12,10 @@ from test_commands import launch
 from cm3leon_jax import config, encoders, memory, stages, workdir
 from cm3leon_jax.data import sources
 from cm3leon_jax.data.documents import Document, Text
+from cm3leon_jax.evaluation import neighbours as report
 from cm3leon_jax.retrieval import bank_build, neighbours
 from cm3leon_jax.retrieval.bank import Bank
+from cm3leon_jax.retrieval.strategy import Calibration
 from cm3leon_jax.system import System
 
 STAGES = ["prepare_data", "train_text_tokenizer", "train_dual_encoder", "build_bank"]
@@ -125,6 +127,109 @@ def test_parts_that_are_there_are_kept_and_are_no_other(tmp_path):
     neighbours.build(bank, Sameness(), documents, "train", part_rows=7, **choice)
     table = np.load(tmp_path / "neighbours-train.npy")
     assert (table[7:14] == 5).all() and (table[:7] == made[0][:7]).all()
+
+
+def test_words_are_dropped_from_queries_by_the_number_of_the_document(
+    tmp_path, monkeypatch
+):
+    class Noting(Sameness):
+        def texts(self, texts):
+            self.asked += texts
+            return super().texts(texts)
+
+    words = [f"a{i} w{i} x{i} y{i} z{i}" for i in range(30)]
+    documents = [Document((Text(w),), id=f"{i}") for i, w in enumerate(words)]
+    monkeypatch.setattr(
+        Sameness,
+        "texts",
+        lambda self, texts: np.eye(8, dtype=np.float32)[
+            [sum(map(ord, t)) % 8 for t in texts]
+        ],
+    )
+    bank = bank_build.build(tmp_path, Sameness(), documents)
+    choice = {"in_bank": True, "per_query": (2, 0), "skip_above": 2.0}
+    choice |= {"query_dropout": 0.4, "seed": 3}
+    heard = []
+    for at_once, part_rows in ((512, 30), (7, 30), (512, 11)):
+        monkeypatch.setattr(neighbours, "_AT_ONCE", at_once)
+        for path in (tmp_path / "parts").glob("*"):
+            path.unlink()
+        embedder = Noting()
+        embedder.asked = []
+        neighbours.build(
+            bank, embedder, documents, "train", part_rows=part_rows, **choice
+        )
+        heard.append(embedder.asked)
+    assert heard[0] == heard[1] == heard[2] and len(heard[0]) == 30
+    missing = [
+        set(w.split()) - set(t.split()) for w, t in zip(words, heard[0], strict=True)
+    ]
+    assert 0.3 < np.mean([len(m) for m in missing]) / 5 < 0.5
+    kept = [[word[0] for word in t.split()] for t in heard[0]]
+    assert len(set(map(tuple, kept))) > 8  # not the same words of each
+
+
+def test_a_streamed_bank_is_read_less_often_for_the_same_neighbours(
+    tmp_path, monkeypatch
+):
+    documents = [Document((Text("abcdefgh"[i % 8]),), id=f"{i}") for i in range(40)]
+    bank_build.build(tmp_path, Sameness(), documents)
+    monkeypatch.setattr(neighbours, "_AT_ONCE", 5)
+    searches, real = [], Bank.search
+
+    def search(self, queries, k, mesh=None):
+        searches.append(len(queries))
+        return real(self, queries, k, mesh)
+
+    monkeypatch.setattr(Bank, "search", search)
+    made = []
+    for size, rounds in (({}, 8), ({"resident_bytes": 0, "block_bytes": 2048}, 1)):
+        searches.clear()
+        for path in (tmp_path / "parts").glob("*"):
+            path.unlink()
+        neighbours.build(
+            Bank.load(tmp_path, **size), Sameness(), documents, "train",
+            in_bank=True, per_query=(2, 0), skip_above=2.0, query_dropout=0.0, seed=0,
+        )  # fmt: skip
+        made.append(np.load(tmp_path / "neighbours-train.npy"))
+        assert len(searches) == rounds
+    np.testing.assert_array_equal(*made)
+
+
+def test_a_damaged_bank_is_mended_as_its_message_says(built, tmp_path):
+    work = tmp_path / "system"
+    shutil.copytree(built, work)
+    table = np.load(work / "bank" / "neighbours-train.npy")
+    path = work / "bank" / "vectors-00000.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    stages.run(retrieval_config(), work, ["build_bank"], overwrite=True)
+    with pytest.raises(ValueError, match="delete WORKDIR/bank, then run build_bank ag"):
+        Bank.load(work / "bank")
+    shutil.rmtree(work / "bank")
+    stages.run(retrieval_config(), work, ["build_bank"])
+    assert len(Bank.load(work / "bank")) == 120
+    np.testing.assert_array_equal(
+        np.load(work / "bank" / "neighbours-train.npy"), table
+    )
+
+
+def test_a_threshold_that_does_not_tell_copies_apart_is_said(
+    built, tmp_path, caplog, monkeypatch
+):
+    work = tmp_path / "system"
+    shutil.copytree(built, work, ignore=shutil.ignore_patterns("bank"))
+    found = {"skip_above": 0.5, "duplicates": 0.8, "same_entity": 0.1}
+    found |= {"duplicate_pairs": 9, "same_entity_pairs": 9}
+    for met in (True, False):
+        one = Calibration(**found, met=met)
+        monkeypatch.setattr(neighbours, "thresholds", lambda *_, one=one: one)
+        shutil.rmtree(work / "bank", ignore_errors=True)
+        caplog.clear()
+        stages.run(retrieval_config(skip_above=None), work, ["build_bank"])
+        done = json.loads((work / "bank" / "DONE.json").read_text())
+        assert done["met"] is met and done["skip_above"] == 0.5
+        assert ("drops 80.0 % of copies (99 % wanted)" in caplog.text) is not met
+        assert ("no threshold drops 99 %" in report.section(work / "bank")) is not met
 
 
 def test_thresholds_need_documents_that_say_what_they_are_of(built):

@@ -48,6 +48,8 @@ def _threshold(bank: Path) -> str:
         if is_number(found.get(key))
     ]
     drops = f", which drops {' and '.join(shares)}" if shares else ""
+    if found.get("met") is False:
+        drops += ": <b>no threshold drops 99 % of the former and 1 % of the latter</b>"
     return (
         f"<p class=note>Near-duplicates have a score above {show(found['skip_above'])}"
         f"{drops} (validation documents).</p>"

@@ -41,6 +41,7 @@ from cm3leon_jax.retrieval.strategy import (
 
 PART_ROWS = 8192
 _AT_ONCE = 512  # documents of one round of search
+_STREAMED = 4096  # where each round reads the whole bank from disk
 _FIRST = 8  # times as many are found as are needed, then _MORE times as many again
 _MORE, _MOST = 4, 1024
 _NUMBERS = 1 << 25  # of the candidates' vectors that are held at once
@@ -121,8 +122,9 @@ def _find(
 ) -> tuple[np.ndarray, dict[str, int]]:
     parts = []
     counts: dict[str, int] = {reason: 0 for reason in REASONS}
-    for start in range(rows.start, rows.stop, _AT_ONCE):
-        numbers = range(start, min(start + _AT_ONCE, rows.stop))
+    size = _AT_ONCE if bank.fits(choice["mesh"]) else _STREAMED
+    for start in range(rows.start, rows.stop, size):
+        numbers = range(start, min(start + size, rows.stop))
         chunk = [documents[i] for i in numbers]
         own_B = np.array(numbers) if in_bank else np.full(len(chunk), -1)
         own_BE = bank.signatures(own_B) if in_bank else embedder.documents(chunk)[1]
