@@ -110,7 +110,7 @@ def test_with_how_many_documents_and_by_what_is_scored(documents, bank):
     # memory has.
     plain = [{0}, {1}, {1}, {2}, {2}]
     assert painter.given == [*plain, *plain, {0}, *plain, {0}]
-    for group, queries in entities._queries(TINY, documents).items():
+    for group, queries in entities._queries(TINY, documents, 340).items():
         sizes = [d.metadata["scene"]["objects"][0]["size"] for d in queries]
         small = np.mean([size == "small" for size in sizes])
         assert 0 < small < 1

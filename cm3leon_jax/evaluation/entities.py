@@ -45,7 +45,7 @@ def entity(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     world = _world(model)
     scores: dict[str, Score] = {}
     samples: list[list[Sample]] = []
-    for group, queries in _queries(world, documents).items():
+    for group, queries in _queries(world, documents, PER_GROUP).items():
         common = _commonest([_look(query) for query in queries])
         scores[f"chance_{group}"] = _attributes(queries, [common] * len(queries))
         given: dict[str, Found] = {"0": [[] for _ in queries]}
@@ -241,7 +241,7 @@ def _world(model: CM3Leon) -> EntitiesConfig:
 
 
 def _queries(
-    world: EntitiesConfig, documents: Sequence[Document], most: int = PER_GROUP
+    world: EntitiesConfig, documents: Sequence[Document], most: int
 ) -> dict[str, list[Document]]:
     """At most `most` documents of each group, to be asked for."""
     new = entities.documents(world, "new")
