@@ -188,9 +188,7 @@ def test_splits_depend_on_names_alone():
     counts = {split: splits.count(split) / 4000 for split in sources.SPLITS}
     assert abs(counts["test"] - 0.2) < 0.03 and abs(counts["validation"] - 0.1) < 0.03
     with pytest.raises(ValueError, match="test_percent"):
-        FolderConfig(
-            path="x", image_size=8, validation_percent=60, test_percent=50
-        )
+        FolderConfig(path="x", image_size=8, validation_percent=60, test_percent=50)
 
 
 def test_missing_folders_are_named():
@@ -244,9 +242,7 @@ def _jpegs(path, names, captions=True):
 def test_an_empty_split_is_refused_with_its_mend(tmp_path):
     splits = {"train": None, "validation": None, "test": None}
     _jpegs(tmp_path / "few", range(3))
-    config = FolderConfig(
-        path=str(tmp_path / "few"), image_size=8, test_percent=0
-    )
+    config = FolderConfig(path=str(tmp_path / "few"), image_size=8, test_percent=0)
     with pytest.raises(ValueError, match="raise data.settings.validation_percent"):
         sources.prepare(config, FOLDER, tmp_path / "a", splits)
     assert not (tmp_path / "a" / "validation.json").exists()
@@ -267,9 +263,7 @@ def test_a_large_loss_for_one_reason_is_said(tmp_path, capsys):
         **{"validation_percent": 0, "test_percent": 0},
     )
     for directory in ("a", "b"):
-        sources.prepare(
-            config, FOLDER, tmp_path / directory, {"train": None}
-        )
+        sources.prepare(config, FOLDER, tmp_path / directory, {"train": None})
         line = "more than half left out; 3 of 3 skipped because: no caption"
         assert (line in capsys.readouterr().err) == (directory == "a")
         (tmp_path / "x" / "0.txt").write_text("found again")

@@ -100,8 +100,9 @@ def planned(
     baseline = [x for name, x in whole.items() if runs[name]["arm"] == "baseline"]
     if not baseline:
         return []
+    spent = baseline[0][0]
     return [
-        (name, nats, flops, *(baseline[0][0] / (flops + x) for x in (0.0, extra)))
+        (name, nats, flops, spent / flops, spent / (flops + extra))
         for name, (flops, nats) in whole.items()
         if runs[name]["arm"] in ("retrieval", "short")
     ]
