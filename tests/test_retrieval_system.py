@@ -13,6 +13,7 @@ from cm3leon_jax.data.sources import read_documents
 from cm3leon_jax.evaluation import report
 from cm3leon_jax.sampling.engine import Engine
 from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.system import System
 from cm3leon_jax.training import metrics
 from cm3leon_jax.training.loss import RETRIEVAL_GROUPS
 
@@ -45,6 +46,29 @@ def test_training_has_retrieved_documents_and_tells_of_them(workdir):
     assert rows.retrieved(0) == counts
 
 
+def test_noise_and_weight_reach_training(workdir, tmp_path):
+    other = tmp_path / "other"
+    folders = ("documents", "text_tokenizer", "image_tokenizer", "tokens")
+    for folder in (*folders, "dual_encoder", "bank"):
+        (other / folder).parent.mkdir(exist_ok=True)
+        (other / folder).symlink_to(workdir / folder, target_is_directory=True)
+    stages.run(retrieval_config(weight=1.0, documents=2), other, ["pretrain"])
+    light, heavy = (
+        [x["loss/query"] for x in metrics.read(path / "pretrain") if "loss/query" in x]
+        for path in (workdir, other)
+    )
+    # The same samples and first weights; what is learnt from them is not the same.
+    assert len(light) == len(heavy) > 1
+    assert light[0] == pytest.approx(heavy[0])
+    assert light[-1] != pytest.approx(heavy[-1], rel=1e-4)
+    made = []
+    for noise in (0.0, 1.0):
+        config = retrieval_config(weight=0.1, documents=2, noise=noise)
+        rows = stages.open_rows(System.make(config), workdir, "train")
+        made.append([rows.row(g)["tokens"] for g in range(4)])
+    assert not np.array_equal(*made)
+
+
 def test_a_neighbour_file_of_other_records_stops_training(workdir, tmp_path):
     system = CM3Leon.load(workdir).system
     path = workdir / "bank" / "neighbours-train.npy"
@@ -60,9 +84,9 @@ def test_a_neighbour_file_of_other_records_stops_training(workdir, tmp_path):
 def test_documents_are_retrieved_and_used(model, workdir, monkeypatch):
     calls, write = [], Engine.write
 
-    def spy(self, wanted, *rest):
+    def spy(self, wanted, *rest, **options):
         calls.append([[ids.tolist() for ids in p.streams] for p in wanted])
-        return write(self, wanted, *rest)
+        return write(self, wanted, *rest, **options)
 
     monkeypatch.setattr(Engine, "write", spy)
     test = read_documents(workdir / "documents", "test")[:2]
