@@ -276,8 +276,8 @@ def _alike(x: jax.Array, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x.astype(stored.dtype), stored
 
 
-def _store(x: jax.Array, cache: CacheType | None) -> Stored:
-    """Vectors [..., K] as `cache` wants them kept."""
+def _store(x: jax.Array, cache: str | None) -> Stored:
+    """Vectors [..., K] as `cache`, a `CacheType` or None, wants them kept."""
     if cache != "int8":
         return Stored(values=x if cache is None else x.astype(cache), scale=None)
     largest = jnp.abs(x.astype(jnp.float32)).max(-1)
@@ -289,7 +289,7 @@ def _store(x: jax.Array, cache: CacheType | None) -> Stored:
 def _write(old_BGHTK: Stored, new_BGHK: jax.Array, slot: jax.Array) -> Stored:
     """The cache with one more slot filled, in place where the old one is not kept."""
     cache = "int8" if old_BGHTK.scale is not None else str(old_BGHTK.values.dtype)
-    new = _store(new_BGHK[:, :, :, None], cache)  # type: ignore[arg-type]
+    new = _store(new_BGHK[:, :, :, None], cache)
 
     def update(old: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=3)

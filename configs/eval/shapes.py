@@ -6,16 +6,15 @@
 `objects` is F1 over exact (shape, colour, size, cell) tuples of unseen scenes; its
 interval counts scenes with the same objects as one.
 
-| variant | of | what |
-|---|---|---|
-| quick | before tuning | 320 scenes |
-| pretrained | before tuning | 1,000 scenes, and colours of shapes that training has never shown together (`unseen_pairs`) |
-| full | a checkpoint tuned on all tasks | every task, at least 1,000 things each |
-| study | the same | every task, at least 320 things each |
+* quick: before tuning, 320 scenes
+* pretrained: before tuning, 1,000 scenes, and colours of shapes that training has never
+  shown together (`unseen_pairs`)
+* full: a checkpoint tuned on all tasks, every task, at least 1,000 things each
+* study: the same, at least 320 things each
 
 What is counted is in `cm3leon_jax/evaluation/task_*.py`; keys that end in
 `_unseen_wording` are of instructions in words that training has never used.
-"""  # noqa: E501
+"""
 
 from ml_collections import ConfigDict
 
