@@ -205,8 +205,8 @@ def _study() -> ConfigDict:
         "keep": 12,
         "validate_every": 480,
     }
-    # A look is known or not: the likeliest codes were right more often than those by the
-    # sampler of `quick` (170 tail names of the validation split, one checkpoint).
+    # A look is known or not: the likeliest codes were right more often than those by
+    # the sampler of `quick` (170 tail names of the validation split, one checkpoint).
     c.sampling.text_to_image = {"temperature": 0.0, "top_p": 1.0, "guidance": 1.0}
     c.protocol = "configs/eval/entities.py:retrieval"
     return c

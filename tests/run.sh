@@ -29,7 +29,8 @@ done
 step ruff check "${sources[@]}"
 step ruff format --check "${sources[@]}"
 step pyright
-step python -m pytest ${selection[@]+"${selection[@]}"} "$@"
+# One process per core, each file whole in one of them: what its tests share is made once.
+step python -m pytest --numprocesses auto --dist loadfile ${selection[@]+"${selection[@]}"} "$@"
 
 # After pytest's summary only when it would mislead: something before it failed.
 for name in ${failed[@]+"${failed[@]}"}; do printf 'FAILED: %s\n' "$name"; done

@@ -4,7 +4,7 @@ report."""
 import json
 
 import numpy as np
-from test_context import Letters, _picture
+from test_recall import Letters, picture
 from test_report import ATTACK, Balanced, put
 
 from cm3leon_jax.data.documents import Document, Image, Text
@@ -15,7 +15,7 @@ from cm3leon_jax.retrieval.strategy import REASONS
 
 def test_examples_tell_every_hit_with_its_reason(tmp_path):
     documents = [
-        Document((Text(f"{letter} thing"), Image(_picture(level))), id=f"{letter}{i}")
+        Document((Text(f"{letter} thing"), Image(picture(level))), id=f"{letter}{i}")
         for i, (letter, level) in enumerate(
             zip("aaabbc", (0, 1, 200, 100, 30, 250), strict=True)
         )

@@ -30,19 +30,19 @@ class Letters:
         return ((texts + images) / np.sqrt(2)).astype(np.float32), -images
 
 
-def _picture(level):
+def picture(level):
     return np.full((8, 8, 3), level, np.uint8)
 
 
 def test_the_memory_finds_by_text_by_picture_and_by_both(tmp_path):
     documents = [
-        Document((Text(letter), Image(_picture(level))), id=f"{letter}{level}")
+        Document((Text(letter), Image(picture(level))), id=f"{letter}{level}")
         for letter, level in zip("aabbc", (0, 250, 100, 101, 200), strict=True)
     ]
     bank = bank_build.build(tmp_path, Letters(), documents)
     memory = Memory(bank, Letters(), skip_above=0.995)
     assert len(memory) == 5 and memory.ids == [d.id for d in documents]
-    black, white = _picture(0), _picture(255)
+    black, white = picture(0), picture(255)
 
     def ids(*questions, k=2):
         found = memory.find(*zip(*questions, strict=True), k)
@@ -84,7 +84,7 @@ def test_the_memory_finds_by_text_by_picture_and_by_both(tmp_path):
 
 def test_changes_that_are_not_kept_stay_in_memory(tmp_path):
     documents = [
-        Document((Text(letter), Image(_picture(level))), id=letter)
+        Document((Text(letter), Image(picture(level))), id=letter)
         for letter, level in (("a", 0), ("b", 120), ("c", 250))
     ]
     bank_build.build(tmp_path, Letters(), documents)
