@@ -36,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ai2dcaption": {"id": "image_filename", "train": "gpt4v", "test": "test"},
     "laion400m": {"licence": "license", "origin": "url"},
 }
+_PREPARED = "**/dataset_info.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +113,21 @@ def _builder(config: TfdsConfig) -> Any:
 
     root = Path(config.path)
     try:
+        # From its files alone: the code of some sets needs TensorFlow to be imported.
         if (root / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(str(root))
         else:
-            builder = tfds.builder(config.name, data_dir=str(root), try_gcs=False)
+            read = tfds.core.read_only_builder.builder_from_files
+            builder = read(config.name, data_dir=str(root))
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
-        raise ValueError(
-            f"data.settings.name={config.name}: no such set in {root} ({error})"
-        ) from None
-    if not builder.is_prepared():
+        names = {path.parent.relative_to(root) for path in root.glob(_PREPARED)}
+        there = ", ".join(sorted(map(str, names))) or "none"
         raise FileNotFoundError(
-            f"{config.name} is not prepared in {root}: tfds build {config.name} "
-            f"--data_dir={root} --file_format=array_record"
-        )
+            f"data.settings.name={config.name}: no such set in {root} (there: {there}; "
+            f"{str(error).partition('. ')[0].partition(chr(10))[0]}). To prepare it: "
+            f"tfds build {config.name} --data_dir={root} --file_format=array_record, "
+            "which for some sets needs TensorFlow"
+        ) from None
     kind = builder.info.file_format
     if kind is None or kind.value != "array_record":
         raise ValueError(
