@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import struct
 import tarfile
 import zlib
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from cm3leon_jax.data import sources
+from cm3leon_jax.data import ingest, sources
 from cm3leon_jax.data.documents import Document, Skipped, Text
 from cm3leon_jax.data.files import FolderConfig, WebdatasetConfig
+from cm3leon_jax.data.filters import IngestConfig
 from cm3leon_jax.data.parts import split_of
 from cm3leon_jax.data.pictures import read_picture
 from cm3leon_jax.data.shards import ShardWriter, shard_path
@@ -65,6 +67,9 @@ def _files():
         "one_pixel.png": _encode(_rgb(1, 1), "PNG"),
         "strip.png": _encode(_rgb(1, 3000), "PNG"),
         "modern.webp": _encode(_rgb(), "WEBP", lossless=True),
+        # Their first frame.
+        "moving.webp": _encode(_rgb(), "WEBP", save_all=True, append_images=[_rgb(9)]),
+        "frames.png": _encode(_rgb(), "PNG", save_all=True, append_images=[_rgb()]),
     }
     bad = {
         "truncated.jpg": jpeg[: len(jpeg) // 2],
@@ -130,6 +135,29 @@ def test_bad_files_are_named_and_good_ones_come_through(tmp_path, kind):
         assert image.array.shape == (SIZE, SIZE, 3) and image.array.dtype == np.uint8
     again = [item.id for item in documents(config, "train")]
     assert again == [item.id for item in found]
+
+
+def test_links_to_nowhere_folders_and_odd_names_end_nothing(tmp_path):
+    png, root = _encode(_rgb(), "PNG"), tmp_path / "x"
+    root.mkdir()
+    odd = os.fsdecode(b"\xffodd")  # a name that is not UTF-8
+    for name in ("fine", "folder", "nowhere", odd):
+        (root / f"{name}.txt").write_text("words")
+        if name in ("fine", odd):
+            (root / f"{name}.png").write_bytes(png)
+    (root / "folder.png").mkdir()
+    (root / "nowhere.png").symlink_to("there is none")
+    config = FolderConfig(
+        path=str(root), image_size=SIZE, validation_percent=0, test_percent=0
+    )
+    kind, out = sources.OWN["folder"], tmp_path / "out"
+    made = ingest.prepare(kind, config, out, {"train": None}, IngestConfig(workers=0))
+    found = [document.id for document in sources.read_documents(out, "train")]
+    assert "fine" in found and made["train"]["documents"] == len(found)
+    lines = (out / "skipped.jsonl").read_text().splitlines()
+    names = {json.loads(line)["id"]: json.loads(line)["reason"] for line in lines}
+    assert {"folder", "nowhere"} <= names.keys() and all(names.values())
+    assert sorted([*found, *names]) == sorted(["fine", "folder", "nowhere", odd])
 
 
 def test_a_truncated_tar_keeps_what_came_before(tmp_path):

@@ -6,12 +6,13 @@ from ml_collections import ConfigDict
 
 from cm3leon_jax.models.decoder import abstract, parameter_count
 from cm3leon_jax.system import System
-from configs import cm3leon_7b, cm3leon_350m, cm3leon_760m, icons, shapes
+from configs import cm3leon_7b, cm3leon_350m, cm3leon_760m, folder, icons, shapes
 
 CONFIGS = {
     "shapes:quick": shapes.get_config("quick"),
     "shapes:study": shapes.get_config("study"),
     "icons:quick": icons.get_config("quick"),
+    "folder": folder.get_config("my_pictures"),
     "cm3leon_350m": cm3leon_350m.get_config(),
     "cm3leon_760m": cm3leon_760m.get_config(),
     "cm3leon_7b": cm3leon_7b.get_config(),

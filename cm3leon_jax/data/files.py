@@ -95,8 +95,11 @@ def read_tar(config: WebdatasetConfig, part: Part) -> Iterator[Raw | Skipped]:
 
 
 def stamp_of(path: Path) -> str:
-    """Changes when a file does."""
-    state = path.stat()
+    """Changes when a file does; a link to nowhere is found out when it is read."""
+    try:
+        state = path.stat()
+    except OSError:
+        return "none"
     return f"{state.st_size}-{state.st_mtime_ns}"
 
 

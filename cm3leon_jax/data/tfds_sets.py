@@ -110,6 +110,7 @@ def read(config: TfdsConfig, part: Part) -> Iterator[Raw]:
 
 def _builder(config: TfdsConfig) -> Any:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
 
     root = Path(config.path)
     try:
@@ -117,8 +118,7 @@ def _builder(config: TfdsConfig) -> Any:
         if (root / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(str(root))
         else:
-            read = tfds.core.read_only_builder.builder_from_files
-            builder = read(config.name, data_dir=str(root))
+            builder = builder_from_files(config.name, data_dir=str(root))
     except (tfds.core.DatasetNotFoundError, ValueError, ImportError) as error:
         names = {path.parent.relative_to(root) for path in root.glob(_PREPARED)}
         there = ", ".join(sorted(map(str, names))) or "none"

@@ -55,7 +55,8 @@ def train(
         )
     except RuntimeError as error:
         raise ValueError(
-            f"text_tokenizer: cannot train {vocab_size} pieces on these texts: {error}"
+            f"vocabulary.text={vocab_size}: these texts cannot give so many pieces, or "
+            f"need more: {error}"
         ) from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
