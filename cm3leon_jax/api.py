@@ -23,6 +23,7 @@ from cm3leon_jax.inputs import Box, Picture, Region, listed
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.retrieval.recall import Memory
+from cm3leon_jax.sampling.engine import Precision
 from cm3leon_jax.system import System
 from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
 from cm3leon_jax.training.parts import EVERYTHING, Parts, load_finished
@@ -34,7 +35,8 @@ class CM3Leon:
 
     `batch` is at most how many prompts are decoded together (rounded up to what the
     mesh divides). `mesh` is where the decoder lies; None is one device. `memory` is
-    where documents are retrieved from, if there is any.
+    where documents are retrieved from, if there is any. `precision` is how weights and
+    cache are kept while decoding, None is as they were trained.
 
     Methods that write take `Common` options too: `retrieve`, `sampler`, `seed`; those
     that draw `Options`: also `candidates`, `rerank`, `return_scores` (they return a
@@ -57,6 +59,7 @@ class CM3Leon:
         batch: int = 64,
         memory: Memory | None = None,
         tasks: Collection[str] = (),
+        precision: Precision | None = None,
     ):
         picture = system.image_tokenizer.model
         wanted = (picture.image_size, (picture.grid, picture.grid))
@@ -69,11 +72,9 @@ class CM3Leon:
         self.system, self.decoder = system, decoder
         self.codec, self.layout = codec, system.layout
         self.writer = Writer(
-            *(system, decoder, codec),
-            mesh=mesh,
-            batch=batch,
-            memory=memory,
+            *(system, decoder, codec, mesh, batch, memory),
             tasks=tasks,
+            precision=precision,
         )
         self.engine, self.context = self.writer.engine, self.writer.context
 
@@ -86,6 +87,7 @@ class CM3Leon:
         mesh: MeshConfig | None = None,
         batch: int = 64,
         bank: str | Path = "bank",
+        precision: Precision | None = None,
     ) -> CM3Leon:
         """Reads a work directory. `checkpoint` is a folder of it, or `FOLDER@STEP`:
         None is "sft" once that stage has finished, else "pretrain". `bank` is a folder
@@ -136,6 +138,7 @@ class CM3Leon:
             batch=batch,
             memory=memory,
             tasks=() if sft is None else sft.names,
+            precision=precision,
         )
 
     @property

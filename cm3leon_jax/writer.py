@@ -20,7 +20,7 @@ from cm3leon_jax.judge import Drawing, Drawn, Judge, Sketches
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts as forms
-from cm3leon_jax.sampling.engine import Engine
+from cm3leon_jax.sampling.engine import Engine, Precision
 from cm3leon_jax.sampling.prompts import Prompt
 from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
@@ -103,16 +103,19 @@ class Writer:
         system: System,
         decoder: Decoder,
         codec: Codec,
-        *,
         mesh: jax.sharding.Mesh | None,
         batch: int,
         memory: Memory | None,
+        *,
         tasks: Collection[str] = (),
+        precision: Precision | None = None,
     ):
         self.tasks = frozenset(tasks)
         self.system, self.codec, self.layout = system, codec, system.layout
         self.limit = system.decoder_config.length
-        self.engine = Engine(decoder, system.layout, system.rules, mesh, batch)
+        self.engine = Engine(
+            *(decoder, system.layout, system.rules, mesh, batch), precision=precision
+        )
         self.context = Context(codec, self.limit, memory)
 
     def contrast(self, amateur: Writer | None) -> None:

@@ -132,7 +132,11 @@ def main() -> dict:
     prompts = _prompts()
     task = _check_flags(prompts)
     distributed.initialize()
-    model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value, bank=BANK.value)
+    model = CM3Leon.load(
+        *(command.WORKDIR.value, CHECKPOINT.value),
+        bank=BANK.value,
+        precision=sampler_flags.precision(),
+    )
     if AMATEUR.value:
         model.contrast(CM3Leon.load(AMATEUR.value))
     images = [_open(path) for path in IMAGE.value]

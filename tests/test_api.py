@@ -200,6 +200,11 @@ def test_generate_keeps_what_is_given_and_writes_whole_pictures_only(model, docu
     assert "  " not in made[0].segments[0].text
 
 
+def test_a_system_may_be_kept_in_fewer_bits(workdir):
+    int8 = engine.Precision(weights="int8")
+    assert CM3Leon.load(workdir, precision=int8).engine.precision == int8
+
+
 def test_log_likelihood_is_that_of_the_plain_model(model, documents, monkeypatch):
     (score,) = model.log_likelihood([documents[0]])
     layout = model.layout

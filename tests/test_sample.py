@@ -16,7 +16,7 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.controls import class_colours
 from cm3leon_jax.data.task_templates import TASKS
 from cm3leon_jax.parallel import distributed
-from cm3leon_jax.sampling.engine import Engine
+from cm3leon_jax.sampling.engine import Engine, Precision
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SIDE = tiny_api.SIDE
@@ -236,3 +236,13 @@ def test_a_list_of_prompts_goes_on_where_it_stopped(run):
     assert (again, written) == (found, [])
     _, written = run(*what, "--seed", "1")  # another seed, another picture
     assert len(written[0]) == 2
+
+
+def test_weights_and_cache_may_be_kept_in_fewer_bits(run, monkeypatch):
+    model, kept = tiny_api.model(400, tasks=TASKS), []
+    monkeypatch.setattr(
+        CM3Leon, "load", lambda *_, precision, **__: kept.append(precision) or model
+    )
+    run("--prompt", "a", "--out", "b.png", "--cache", "int8")
+    run("--prompt", "a", "--out", "c.png", "--weights", "int8")
+    assert kept == [Precision(cache="int8"), Precision(weights="int8")]
