@@ -47,7 +47,7 @@ def test_mistakes_end_in_one_line_that_says_the_mend(workdir, tmp_path):
         (("pretrain.py", "--config", QUICK), "--workdir must have a value"),
         (
             ("pretrain.py", "--config", f"{QUICK}k", "--workdir", tmp_path),
-            "choose from ['quick', 'study']",
+            "choose from ['quick', 'study', 'full']",
         ),
         (
             ("pretrain.py", f"--config={QUICK}", "--config.pretrain.bach=1")
