@@ -22,6 +22,7 @@ SMOKE = [
     f"tests/test_{part}.py"
     for part in ("decoder", "sampling", "step", "checkpoint", "sources", "api")
 ]
+LOWEST_SMOKE = [f"tests/test_{part}.py" for part in ("step", "checkpoint", "sources")]
 # The quick system must reach these on unseen objects.
 REQUIRED = {
     "reconstruction/objects": 0.97,
@@ -248,31 +249,62 @@ def test_wheel_holds_the_package_and_its_data_only(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+EVERY_MODULE = (
+    "import importlib, pkgutil, cm3leon_jax\n"
+    "path, prefix = cm3leon_jax.__path__, 'cm3leon_jax.'\n"
+    "names = [module.name for module in pkgutil.walk_packages(path, prefix)]\n"
+    "for name in names: importlib.import_module(name)\n"
+    "print(len(names))"
+)
+
+
+def empty_environment(minor: str, place: Path) -> str:
+    """Its Python."""
+    succeed(interpreter(minor), "-m", "venv", str(place / "venv"), cwd=place)
+    return str(place / "venv" / "bin" / "python")
+
+
+def smoke(python: str, place: Path, tests: list[str], *options: str) -> None:
+    """Tests of what is installed there, not of the tree."""
+    tree = copy_of_the_tree(place / "tree")
+    shutil.rmtree(tree / "cm3leon_jax")
+    tools = [r for r in PROJECT["optional-dependencies"]["dev"] if "pyright" not in r]
+    tools = [r for r in tools if not r.startswith(("cm3leon", "pre-commit", "ruff"))]
+    pip = (python, "-m", "pip", "install", "--quiet")
+    succeed(*pip, *tools, cwd=place, seconds=600)
+    pytest_ = (python, "-m", "pytest", "-q", "-m", "not slow", *options)
+    succeed(*pytest_, *tests, cwd=tree, seconds=900)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("minor", PYTHONS)
 def test_wheel_works_in_an_empty_environment(wheel, minor, tmp_path):
     """Every module imports; on the other Pythons than ours the main tests pass too."""
-    succeed(interpreter(minor), "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
-    python = str(tmp_path / "venv" / "bin" / "python")
+    python = empty_environment(minor, tmp_path)
     pip = (python, "-m", "pip", "install", "--quiet")
     succeed(*pip, f"{wheel}[icons]", cwd=tmp_path, seconds=600)
-    program = (
-        "import importlib, pkgutil, cm3leon_jax\n"
-        "path, prefix = cm3leon_jax.__path__, 'cm3leon_jax.'\n"
-        "names = [module.name for module in pkgutil.walk_packages(path, prefix)]\n"
-        "for name in names: importlib.import_module(name)\n"
-        "print(len(names))"
-    )
-    assert int(succeed(python, "-c", program, cwd=tmp_path, seconds=300)) > 10
-    if sys.version_info[:2] == tuple(map(int, minor.split("."))):
-        return
-    tree = copy_of_the_tree(tmp_path / "tree")
-    shutil.rmtree(tree / "cm3leon_jax")  # so that the installed one is tested
-    tools = [r for r in PROJECT["optional-dependencies"]["dev"] if "pyright" not in r]
-    tools = [r for r in tools if not r.startswith(("cm3leon", "pre-commit", "ruff"))]
-    succeed(*pip, *tools, cwd=tmp_path, seconds=600)
-    pytest_ = (python, "-m", "pytest", "-q", "-m", "not slow")
-    succeed(*pytest_, *SMOKE, cwd=tree, seconds=900)
+    made = succeed(python, "-c", EVERY_MODULE, cwd=tmp_path, seconds=300)
+    assert int(made) > 10
+    if sys.version_info[:2] != tuple(map(int, minor.split("."))):
+        smoke(python, tmp_path, SMOKE)
+
+
+@pytest.mark.slow
+def test_wheel_works_with_the_lowest_versions_that_it_admits(wheel, tmp_path):
+    """Of what it names itself; what those need in turn is the newest that fits."""
+    python = empty_environment("3.11", tmp_path)
+    succeed(python, "-m", "pip", "install", "-q", "uv", cwd=tmp_path, seconds=300)
+    uv = (python, "-m", "uv", "pip", "install", "--quiet", "--python", python)
+    lowest = ("--resolution", "lowest-direct", str(wheel))
+    succeed(*uv, *lowest, cwd=tmp_path, seconds=600)
+    made = succeed(python, "-c", EVERY_MODULE, cwd=tmp_path, seconds=300)
+    assert int(made) > 10
+    told = "from importlib.metadata import version; print(version('jax'))"
+    before = succeed(python, "-c", told, cwd=tmp_path)
+    assert f"jax>={'.'.join(before.split('.')[:2])}" in PROJECT["dependencies"]
+    # Old releases warn of what is new elsewhere.
+    smoke(python, tmp_path, LOWEST_SMOKE, "-o", "filterwarnings=default")
+    assert succeed(python, "-c", told, cwd=tmp_path) == before
 
 
 @pytest.mark.slow

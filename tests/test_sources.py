@@ -68,7 +68,7 @@ def _files():
         "strip.png": _encode(_rgb(1, 3000), "PNG"),
         "modern.webp": _encode(_rgb(), "WEBP", lossless=True),
         # Their first frame.
-        "moving.webp": _encode(_rgb(), "WEBP", save_all=True, append_images=[_rgb(9)]),
+        "moving.webp": _encode(_rgb(), "WEBP", save_all=True, append_images=[_rgb()]),
         "frames.png": _encode(_rgb(), "PNG", save_all=True, append_images=[_rgb()]),
     }
     bad = {

@@ -59,6 +59,33 @@ def test_training_is_a_function_of_texts_and_seed(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def _made(texts, path, size):
+    text.train(iter(texts), path, size, seed=0)
+    return text.TextTokenizer.load(path)
+
+
+def test_few_texts_leave_pieces_spare(tmp_path):
+    same = _made(["a photo of a dress"] * 200, tmp_path / "same", 400)
+    assert same.size == 400 and len(same.encode("a photo of a dress")) < 8
+    for given in ("a photo of a shoe", "日本", "\U000f0000", "x\U000f0003 \U000ffffd"):
+        assert same.decode(same.encode(given)) == given
+    assert max(same.encode("a photo of a dress")) < 400
+    assert same.decode(list(range(400)))
+
+
+def test_of_too_many_characters_the_rarest_are_bytes(tmp_path):
+    many = ["".join(map(chr, range(0x4E00, 0x4E00 + 40)))] + ["often the same"] * 200
+    made = _made(many, tmp_path / "many", 280)
+    assert made.size == 280 and len(made.encode("often the same")) < 14
+    assert made.decode(made.encode(many[0])) == many[0]
+
+
+def test_a_large_set_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_FEW", 10)
+    with pytest.raises(ValueError, match="vocabulary.text.*<= "):
+        text.train(["a photo of a dress"] * 200, tmp_path / "same", 400, seed=0)
+
+
 def test_bad_input(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="outside"):
         tokenizer.decode([310])

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -19,6 +21,9 @@ import sentencepiece
 _SPACE_MARK = "\u2581"
 # More sentences than this add time and no better merges.
 _MAX_SENTENCES = 5_000_000
+_FEW = 100_000  # texts of a set that may be too small for its vocabulary
+_PRIVATE = 0xF0000  # the first of Unicode's characters that mean nothing
+_SHARES = (0.9995, 0.999, 0.998, 0.995, 0.99, 0.98)  # sentencepiece takes no less
 
 
 def train(
@@ -26,11 +31,58 @@ def train(
 ) -> None:
     """Train a tokenizer of exactly `vocab_size` pieces on `texts` and write it.
 
-    257 pieces are taken by bytes and the (never produced) unknown piece. Raises
-    ValueError with sentencepiece's own bound where the texts cannot fill the size.
+    257 pieces are taken by bytes and the (never produced) unknown piece. Where the
+    texts of a small set give too few pieces the others are private-use characters, at
+    most half of all; where they have too many characters the rarest become bytes.
+    Raises ValueError with sentencepiece's own bound where that does not help.
     """
+    few: list[str] = []
+    model, error = _trained(_noted(texts, few), vocab_size, seed)
+    if model is None and len(few) <= _FEW:
+        if bound := re.search(r"value <= (\d+)", error):
+            spare = vocab_size - int(bound[1])
+            if 2 * spare <= vocab_size:
+                model, error = _trained(few, vocab_size, seed, spare=spare)
+        elif "required_chars" in error:
+            for share in _SHARES:
+                model, error = _trained(few, vocab_size, seed, share=share)
+                if model is not None:
+                    break
+    if model is None:
+        raise ValueError(
+            f"text_tokenizer: cannot train {vocab_size} pieces on these texts, change "
+            f"vocabulary.text: {error}"
+        )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(model)
+    partial.replace(path)
+
+
+def _noted(texts: Iterable[str], few: list[str]) -> Iterator[str]:
+    """The texts, the first of them kept to be read again."""
+    for text in texts:
+        if len(few) <= _FEW:
+            few.append(text)
+        yield text
+
+
+def _trained(
+    texts: Iterable[str],
+    vocab_size: int,
+    seed: int,
+    *,
+    share: float = 1.0,
+    spare: int = 0,
+) -> tuple[bytes | None, str]:
+    """The model's bytes, or None and why not. `share`: of the texts' characters that
+    have pieces. `spare`: how many pieces nothing is learnt for."""
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(seed)  # which sentences, if too many
+    more: dict[str, Any] = {}
+    if spare:
+        more["user_defined_symbols"] = [chr(_PRIVATE + i) for i in range(spare)]
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -38,7 +90,7 @@ def train(
             model_type="bpe",
             vocab_size=vocab_size,
             byte_fallback=True,
-            character_coverage=1.0,
+            character_coverage=share,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -52,17 +104,11 @@ def train(
             max_sentence_length=1 << 16,
             num_threads=1,
             minloglevel=2,
+            **more,
         )
     except RuntimeError as error:
-        raise ValueError(
-            f"vocabulary.text={vocab_size}: these texts cannot give so many pieces, or "
-            f"need more: {error}"
-        ) from error
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model.getvalue())
-    partial.replace(path)
+        return None, str(error)
+    return model.getvalue(), ""
 
 
 class TextTokenizer:
