@@ -148,8 +148,9 @@ def build(model: "CM3Leon") -> Any:
         # One model: one thing at a time, whoever asks.
         button.click(told, inputs, outputs, concurrency_id="model", concurrency_limit=1)
 
-    def picture(label: str) -> Any:
-        return gr.Image(label=label, type="pil", format="png", image_mode="RGB")
+    def picture(label: str, name: str) -> Any:
+        kind = {"type": "pil", "format": "png", "image_mode": "RGB"}
+        return gr.Image(label=label, elem_id=name, **kind)
 
     def untuned(task: str, name: str) -> None:
         if not tasks.can(task):
@@ -168,10 +169,14 @@ def build(model: "CM3Leon") -> Any:
                 0, 4, 0, step=1, label="Retrieved documents", visible=with_memory
             )
             go = gr.Button("Draw", variant="primary")
-            drawn = gr.Gallery(label="Pictures", columns=4, format="png", type="pil")
+            drawn = gr.Gallery(
+                label="Pictures",
+                **{"columns": 4, "format": "png", "type": "pil", "elem_id": "drawn"},
+            )
             found = gr.Gallery(
                 label="Documents before the prompt",
                 **{"columns": 4, "format": "png", "visible": with_memory},
+                elem_id="found",
             )
             on(go, tasks.draw, [prompt, count, near, seed], [drawn, found])
             send = gr.Button("Fill in the first of them")
@@ -179,13 +184,17 @@ def build(model: "CM3Leon") -> Any:
             gr.Markdown("Paint over what is to be drawn anew.")
             editor = gr.ImageEditor(
                 label="Picture to paint on",
+                elem_id="editor",
                 **{"type": "pil", "format": "png", "layers": False, "transforms": ()},
                 sources=("upload", "clipboard"),
                 brush=gr.Brush(default_size=48, colors=[_BRUSH], color_mode="fixed"),
                 canvas_size=(SIDE, SIDE),
             )
             whole = gr.Textbox(label="Prompt for the whole picture (may be empty)")
-            go, filled = gr.Button("Fill in", variant="primary"), picture("Filled in")
+            go, filled = (
+                gr.Button("Fill in", variant="primary"),
+                picture("Filled in", "filled"),
+            )
             on(go, tasks.fill, [editor, whole, seed], [filled])
         on(
             send,
@@ -198,22 +207,27 @@ def build(model: "CM3Leon") -> Any:
         )
         with gr.Tab("Describe"):
             untuned("answer", "questions")
-            given = picture("Picture to describe")
+            given = picture("Picture to describe", "to_describe")
             question = gr.Textbox(label="Question (empty: a caption)")
             go = gr.Button("Describe", variant="primary")
             said = gr.Textbox(label="Description")
             on(go, tasks.describe, [given, question, seed], [said])
         with gr.Tab("Edit"):
             untuned("edit", "editing")
-            given = picture("Picture to edit")
+            given = picture("Picture to edit", "to_edit")
             what = gr.Textbox(label="Instruction")
-            go, edited = gr.Button("Edit", variant="primary"), picture("Edited")
+            go, edited = (
+                gr.Button("Edit", variant="primary"),
+                picture("Edited", "edited"),
+            )
             on(go, tasks.edit, [given, what, seed], [edited])
         with gr.Tab("Segment"):
             untuned("segment", "segmentation")
-            given = picture("Picture to segment")
+            given = picture("Picture to segment", "to_segment")
             go = gr.Button("Segment", variant="primary")
-            classes = gr.AnnotatedImage(label="Classes", format="png")
+            classes = gr.AnnotatedImage(
+                label="Classes", format="png", elem_id="classes"
+            )
             on(go, tasks.segment, [given, seed], [classes])
     return page
 

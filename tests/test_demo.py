@@ -161,23 +161,23 @@ def _press(page, name):
     page.get_by_role("button", name=name, exact=True).click()
 
 
-def _upload(page, colour="red"):
-    """Puts a picture into the one field of the open tab that takes files."""
+def _upload(page, name, colour="red"):
+    """Puts a picture into a field."""
     file = io.BytesIO()
     Pillow.new("RGB", (64, 64), colour).save(file, "PNG")
-    field = page.locator('[role="tabpanel"]:visible input[type="file"]').first
     payload = {"name": "a.png", "mimeType": "image/png", "buffer": file.getvalue()}
-    field.set_input_files(payload)
+    page.locator(f'#{name} input[type="file"]').set_input_files(payload)
+    page.locator(f"#{name} img").first.wait_for()
 
 
-def _shown(page, label):
-    """The picture in the output of that label, once there is one."""
-    picture = page.locator(f'[role="tabpanel"]:visible img[alt="{label}"]').first
+def _shown(page, name, number=0):
+    """A picture in the output of that name, once it is there."""
+    picture = page.locator(f"#{name} img").nth(number)
     picture.wait_for()
-    return _pixels(page, picture)
+    return _pixels(picture)
 
 
-def _pixels(page, picture):
+def _pixels(picture):
     data = picture.evaluate(
         """async image => {
             await image.decode();
@@ -196,14 +196,12 @@ def test_drawing_painting_and_filling_in_by_hand(page):
     page.get_by_label("Retrieved documents").first.fill("2")
     _press(page, "Draw")
     page.get_by_text("near a red star 1").first.wait_for()
-    galleries = page.locator('[role="tabpanel"]:visible .grid-container')
-    assert galleries.nth(0).locator("img").count() == 4
-    assert galleries.nth(1).locator("img").count() == 2
-    pixels = _pixels(page, galleries.nth(0).locator("img").first)
-    assert pixels[-1, -1].tolist() == [255, 0, 0]
+    assert page.locator("#drawn img").count() == 4
+    assert page.locator("#found img").count() == 2
+    assert _shown(page, "drawn")[-1, -1].tolist() == [255, 0, 0]
     _press(page, "Fill in the first of them")
     _tab(page, "Fill in")
-    canvas = page.locator('[role="tabpanel"]:visible canvas').first
+    canvas = page.locator("#editor canvas").first
     canvas.wait_for()
     whole = page.get_by_label("Prompt for the whole picture")
     page.wait_for_function("field => field.value", arg=whole.element_handle())
@@ -217,7 +215,7 @@ def test_drawing_painting_and_filling_in_by_hand(page):
     page.mouse.move(across + 60, down, steps=12)
     page.mouse.up()
     _press(page, "Fill in")
-    filled = _shown(page, "Filled in").astype(int)
+    filled = _shown(page, "filled").astype(int)
     blue = (filled == (0, 0, 255)).all(-1)
     middle = slice(*(np.array([0.4, 0.6]) * len(filled)).astype(int))
     assert blue[middle, middle].mean() > 0.3  # painted over in the middle
@@ -229,7 +227,7 @@ def test_drawing_painting_and_filling_in_by_hand(page):
 def test_describing_editing_and_segmenting(page):
     _tab(page, "Describe")
     page.get_by_text("not tuned on questions").wait_for()
-    _upload(page)
+    _upload(page, "to_describe")
     _press(page, "Describe")
     said = page.get_by_label("Description")
     page.wait_for_function("field => field.value", arg=said.element_handle())
@@ -238,12 +236,12 @@ def test_describing_editing_and_segmenting(page):
     _press(page, "Describe")
     page.get_by_text("it was not tuned on answer").first.wait_for()
     _tab(page, "Edit")
-    _upload(page)
+    _upload(page, "to_edit")
     page.get_by_label("Instruction").fill("make it blue")
     _press(page, "Edit")
-    assert _shown(page, "Edited")[-1, -1].tolist() == [0, 0, 255]
+    assert _shown(page, "edited")[-1, -1].tolist() == [0, 0, 255]
     _tab(page, "Segment")
-    _upload(page)
+    _upload(page, "to_segment")
     _press(page, "Segment")
     page.get_by_text("left half").first.wait_for()
 

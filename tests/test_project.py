@@ -270,7 +270,11 @@ def smoke(python: str, place: Path, tests: list[str], *options: str) -> None:
     shutil.rmtree(tree / "cm3leon_jax")
     tools = [r for r in PROJECT["optional-dependencies"]["dev"] if "pyright" not in r]
     tools = [r for r in tools if not r.startswith(("cm3leon", "pre-commit", "ruff"))]
-    pip = (python, "-m", "pip", "install", "--quiet")
+    # What the tests need changes nothing that is there.
+    there = succeed(python, "-m", "pip", "freeze", cwd=place).splitlines()
+    kept = place / "kept.txt"
+    kept.write_text("\n".join(line for line in there if "==" in line))
+    pip = (python, "-m", "pip", "install", "--quiet", "--constraint", str(kept))
     succeed(*pip, *tools, cwd=place, seconds=600)
     pytest_ = (python, "-m", "pytest", "-q", "-m", "not slow", *options)
     succeed(*pytest_, *tests, cwd=tree, seconds=900)
@@ -300,11 +304,10 @@ def test_wheel_works_with_the_lowest_versions_that_it_admits(wheel, tmp_path):
     made = succeed(python, "-c", EVERY_MODULE, cwd=tmp_path, seconds=300)
     assert int(made) > 10
     told = "from importlib.metadata import version; print(version('jax'))"
-    before = succeed(python, "-c", told, cwd=tmp_path)
-    assert f"jax>={'.'.join(before.split('.')[:2])}" in PROJECT["dependencies"]
+    found = succeed(python, "-c", told, cwd=tmp_path).strip()
+    assert f"jax>={found.removesuffix('.0')}" in PROJECT["dependencies"]
     # Old releases warn of what is new elsewhere.
     smoke(python, tmp_path, LOWEST_SMOKE, "-o", "filterwarnings=default")
-    assert succeed(python, "-c", told, cwd=tmp_path) == before
 
 
 @pytest.mark.slow
