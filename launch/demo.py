@@ -32,6 +32,7 @@ PORT = flags.DEFINE_integer("port", 7860, "Of localhost; 0 takes a free one.")
 SIDE = 384  # pixels that small pictures are shown with, at least
 MOST = 8  # pictures of a prompt
 _BRUSH = "#e11d48"
+_UNPAINTED = "give a picture, and paint over what is to be drawn anew"
 
 
 def large(picture: Pillow.Image) -> Pillow.Image:
@@ -45,14 +46,14 @@ def large(picture: Pillow.Image) -> Pillow.Image:
 def painted(editor: dict[str, Any] | None) -> tuple[Pillow.Image, np.ndarray]:
     """What an image editor holds: its picture, and bool [Y, X] of what was painted."""
     if not editor or editor["background"] is None:
-        raise ValueError("give a picture first: upload one, or draw one and send it")
+        raise ValueError(_UNPAINTED)
     picture = editor["background"].convert("RGB")
     mask = np.zeros((picture.height, picture.width), bool)
     for layer in editor["layers"]:
         if layer is not None:
             mask |= np.asarray(layer.convert("RGBA").resize(picture.size))[..., 3] > 0
     if not mask.any():
-        raise ValueError("paint over what is to be drawn anew")
+        raise ValueError(_UNPAINTED)
     return picture, mask
 
 
@@ -181,7 +182,7 @@ def build(model: "CM3Leon") -> Any:
             on(go, tasks.draw, [prompt, count, near, seed], [drawn, found])
             send = gr.Button("Fill in the first of them")
         with gr.Tab("Fill in"):
-            gr.Markdown("Paint over what is to be drawn anew.")
+            gr.Markdown("Upload a picture, or send one here; then paint.")
             editor = gr.ImageEditor(
                 label="Picture to paint on",
                 elem_id="editor",
