@@ -23,12 +23,6 @@ from PIL import ImageOps
 if TYPE_CHECKING:
     from cm3leon_jax import CM3Leon
 
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A folder of the work directory (default: sft, else pretrain)."
-)
-BANK = flags.DEFINE_string("bank", "bank", "Folder of the memory, seen from --workdir.")
-PORT = flags.DEFINE_integer("port", 7860, "Of localhost; 0 takes a free one.")
-
 SIDE = 384  # pixels that small pictures are shown with, at least
 MOST = 8  # pictures of a prompt
 _BRUSH = "#e11d48"
@@ -250,6 +244,17 @@ def serve(model: "CM3Leon", port: int) -> dict:
     return {"url": url}
 
 
+def define_flags() -> None:
+    """Not on import: the page is built by others too."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "A folder of the work directory (default: sft, else pretrain).",
+    )
+    flags.DEFINE_string("bank", "bank", "Folder of the memory, seen from --workdir.")
+    flags.DEFINE_integer("port", 7860, "Of localhost; 0 takes a free one.")
+
+
 def main() -> dict:
     try:
         import gradio  # noqa: F401
@@ -257,9 +262,11 @@ def main() -> dict:
         raise ValueError("the page needs gradio: bash launch/setup.sh demo") from None
     from cm3leon_jax import CM3Leon
 
-    model = CM3Leon.load(command.WORKDIR.value, CHECKPOINT.value, bank=BANK.value)
-    return serve(model, PORT.value)
+    given = flags.FLAGS
+    model = CM3Leon.load(given.workdir, given.checkpoint, bank=given.bank)
+    return serve(model, given.port)
 
 
 if __name__ == "__main__":
+    define_flags()
     command.run(main)

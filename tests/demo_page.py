@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))
+LAUNCH = str(Path(__file__).parent.parent / "launch")
+sys.path.insert(0, LAUNCH)  # it is no package
 
-import demo  # noqa: E402 (launch/ is no package)
+import demo  # noqa: E402
+
+sys.path.remove(LAUNCH)
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
