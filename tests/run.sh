@@ -28,7 +28,7 @@ if [ ${#selection[@]} -eq 0 ] && ! command -v chromium google-chrome >/dev/null 
 fi
 PATH="$PWD/.venv/bin:$PATH"
 sources=(cm3leon_jax tests)
-for folder in configs launch; do
+for folder in configs launch notebooks; do
   [ -d "$folder" ] && sources+=("$folder")
 done
 step ruff check "${sources[@]}"

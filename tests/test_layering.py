@@ -23,7 +23,7 @@ LAYERS = (
     + ("gallery", "encoders", "context", "judge", "writer", "pretrained", "instructed")
     + ("api",),
     ("evaluation",),
-    ("preparation", "memory", "decoder_run", "sft", "stages"),
+    ("preparation", "memory", "decoder_run", "sft", "stages", "notebook"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -21,8 +21,8 @@ import pytest
 import tiny_api
 import tiny_data
 import tiny_system
+from fresh_tree import copy_of_the_tree
 from ml_collections import ConfigDict
-from test_project import copy_of_the_tree
 
 from cm3leon_jax import stages
 from cm3leon_jax.api import CM3Leon
@@ -34,7 +34,7 @@ from configs import folder
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = {
-    "bash launch/quickstart.sh": "test_project, on a fresh checkout",
+    "bash launch/quickstart.sh": "test_notebooks, on a fresh checkout",
     "bash launch/setup.sh dev": "tests/run.sh, before anything",
     "bash launch/setup.sh demo": "test_project: every extra of launch/setup.sh",
     "bash tests/run.sh": "whoever runs this",

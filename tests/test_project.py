@@ -1,11 +1,9 @@
-"""The project around the package: dependencies, set-up, wheel, the README's command."""
+"""The project around the package: dependencies, set-up, wheel."""
 
 import ast
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 import zipfile
@@ -13,6 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from fresh_tree import call, copy_of_the_tree, succeed
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -23,13 +22,6 @@ SMOKE = [
     for part in ("decoder", "sampling", "step", "checkpoint", "sources", "api")
 ]
 LOWEST_SMOKE = [f"tests/test_{part}.py" for part in ("step", "checkpoint", "sources")]
-# The quick system must reach these on unseen objects.
-REQUIRED = {
-    "reconstruction/objects": 0.97,
-    "text_to_image/objects": 0.80,
-    "caption/objects": 0.85,
-    "infill/objects": 0.75,
-}
 
 
 def normal(requirement: str) -> str:
@@ -37,29 +29,6 @@ def normal(requirement: str) -> str:
     name = re.match(r"[\w.-]+", requirement)
     assert name
     return re.sub(r"[-_.]+", "-", name.group()).lower()
-
-
-def call(*command: str, cwd: Path, env: dict | None = None, seconds: int = 60):
-    # What the test process set for itself is not part of a fresh machine.
-    outside = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV",)}
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=outside | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-    )
-
-
-def succeed(
-    *command: str, cwd: Path, env: dict | None = None, seconds: int = 60
-) -> str:
-    done = call(*command, cwd=cwd, env=env, seconds=seconds)
-    assert done.returncode == 0, (
-        f"{command}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
-    )
-    return done.stdout
 
 
 # ------------------------------------------------------------------ pyproject.toml
@@ -197,17 +166,6 @@ def test_setup_says_that_an_environment_is_broken(checkout):
 # ------------------------------------------------------------------ fresh machines
 
 
-def copy_of_the_tree(target: Path) -> Path:
-    """Every file that git would carry, committed or not, and nothing else."""
-    command = ("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
-    names = succeed(*command, cwd=ROOT).split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
-    return target
-
-
 def interpreter(minor: str) -> str:
     """A working interpreter of that version, wherever it was put."""
     home = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
@@ -308,18 +266,3 @@ def test_wheel_works_with_the_lowest_versions_that_it_admits(wheel, tmp_path):
     assert f"jax>={found.removesuffix('.0')}" in PROJECT["dependencies"]
     # Old releases warn of what is new elsewhere.
     smoke(python, tmp_path, LOWEST_SMOKE, "-o", "filterwarnings=default")
-
-
-@pytest.mark.slow
-def test_quickstart_on_a_fresh_checkout(tmp_path):
-    """The README's first command: no environment, no work directory, one report."""
-    tree = copy_of_the_tree(tmp_path / "tree")
-    out = succeed("bash", "launch/quickstart.sh", cwd=tree, seconds=2400)
-    last = json.loads(out.strip().splitlines()[-1])
-    assert set(last) == {"report", "scores_file", "scores"}
-    report = (tree / last["report"]).read_text("utf-8")
-    assert "<section" in report
-    scores = json.loads((tree / last["scores_file"]).read_text("utf-8"))["scores"]
-    assert last["scores"] == {key: score["value"] for key, score in scores.items()}
-    for key, least in REQUIRED.items():
-        assert scores[key]["value"] >= least and scores[key]["n"] >= 300, scores[key]
