@@ -235,7 +235,7 @@ def smoke(python: str, place: Path, tests: list[str], *options: str) -> None:
     pip = (python, "-m", "pip", "install", "--quiet", "--constraint", str(kept))
     succeed(*pip, *tools, cwd=place, seconds=600)
     pytest_ = (python, "-m", "pytest", "-q", "-m", "not slow", *options)
-    succeed(*pytest_, *tests, cwd=tree, seconds=900)
+    succeed(*pytest_, *tests, cwd=tree, seconds=2400)
 
 
 @pytest.mark.slow
