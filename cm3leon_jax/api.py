@@ -84,18 +84,20 @@ class CM3Leon:
         workdir: str | Path,
         checkpoint: str | None = None,
         *,
-        mesh: MeshConfig | None = None,
+        mesh: MeshConfig | jax.sharding.Mesh | None = None,
         batch: int = 64,
         bank: str | Path = "bank",
         precision: Precision | None = None,
+        decoder: Decoder | None = None,
     ) -> CM3Leon:
         """Reads a work directory. `checkpoint` is a folder of it, or `FOLDER@STEP`:
         None is "sft" once that stage has finished, else "pretrain". `bank` is a folder
-        too, of a system with retrieval; it may be any folder.
+        too, of a system with retrieval; it may be any folder. `decoder`, on the mesh,
+        is taken for the checkpoint's.
 
-        `mesh` None is that of the config. Raises FileNotFoundError for what is missing
-        there (naming the stage to run) and ValueError where checkpoint or tokenizers
-        are of another system, or where the mesh does not cover the devices.
+        `mesh` None is that of the config. FileNotFoundError for what is missing there
+        (naming the stage to run), ValueError where checkpoint or tokenizers are of
+        another system, or where the mesh does not cover the devices.
         """
         workdir = Path(workdir)
         system = System.load(workdir)
@@ -105,10 +107,11 @@ class CM3Leon:
         folder, _, step = checkpoint.partition("@")
         if step and not step.isdigit():
             raise ValueError(f"checkpoint={checkpoint!r}: the step is not a number")
-        devices = make_mesh(system.mesh if mesh is None else mesh)
+        made = isinstance(mesh, jax.sharding.Mesh)
+        devices = mesh if made else make_mesh(mesh or system.mesh)
         # What came after pretraining was tuned on the tasks of the section `sft`.
         sft = None if folder == "pretrain" else system.sft
-        decoder = load_finished(
+        decoder = decoder or load_finished(
             workdir / folder,
             system.decoder_config,
             EVERYTHING if sft is None else Parts(sft.parts, system.layout),
@@ -118,12 +121,8 @@ class CM3Leon:
             step=int(step) if step else None,
             settings=system.checkpoint_settings,
         )
-        codec = Codec(
-            system.layout,
-            load_text_tokenizer(workdir),
-            load_image_tokenizer(workdir),
-            _masks(system),
-        )
+        tokenizers = load_text_tokenizer(workdir), load_image_tokenizer(workdir)
+        codec = Codec(system.layout, *tokenizers, _masks(system))
         memory = None
         if system.retrieval is not None:
             memory = Memory.load(

@@ -6,7 +6,7 @@ differ in their settings, their rows, and where the first weights come from.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from cm3leon_jax.training import loop, state, step, validation
 from cm3leon_jax.training.flops import train_flops_per_token
 from cm3leon_jax.training.metrics import Work, peak_flops
 from cm3leon_jax.training.optimizer import make_optimizer
-from cm3leon_jax.training.parts import EVERYTHING, Parts
+from cm3leon_jax.training.parts import EVERYTHING, Parts, finished
 
+# Scores of a decoder, which lies on a mesh, after so many updates.
+Measure = Callable[[Decoder, int, Mesh], Mapping[str, float]]
 _NAMED = 20  # records that results name, where there are more
 
 
@@ -43,12 +45,14 @@ def train_decoder(
     load: Callable[[Mesh], Decoder] | None = None,
     parts: Parts = EVERYTHING,
     ema: float = 0.0,
+    measures: Mapping[str, tuple[int, Measure]] | None = None,
 ) -> dict[str, Any]:
     """Trains into `folder`, or goes on there; the results of the stage.
 
     `load` gives the first weights, sharded over a mesh (None: fresh ones). `held_out`
     are the rows of the validation loss. `parts` are trained, of which the state keeps a
-    running average with decay `ema` (0: none).
+    running average with decay `ema` (0: none). `measures`, by name: what is measured
+    after every so many updates and at the end, and written to the metrics.
     """
     mesh, seed = make_mesh(system.mesh), system.seed_of(settings)
     tx = make_optimizer(settings.optimizer)
@@ -86,6 +90,10 @@ def train_decoder(
         functools.partial(step.loss_sums, **sums_options),
         _validation_batches(settings, held_out, batch_sharding(mesh, system.rules)),
     )
+
+    def evaluation(measure: Measure) -> Callable[[state.TrainState], Any]:
+        return lambda at: measure(finished(at.model, at.ema, parts), int(at.step), mesh)
+
     final = loop.run(
         config=loop.LoopConfig(
             steps=settings.optimizer.steps,
@@ -108,7 +116,13 @@ def train_decoder(
             flops_per_step=per_token * tokens,
             peak_flops=None if peak is None else peak * mesh.size,
         ),
-        evaluations={"validation": (settings.validate_every, validate)},
+        evaluations={
+            "validation": (settings.validate_every, validate),
+            **{
+                name: (every, evaluation(measure))
+                for name, (every, measure) in (measures or {}).items()
+            },
+        },
         batch_ids=lambda batch: [
             name for row in batch["row"] for name in rows.record_ids(int(row))
         ],

@@ -235,7 +235,7 @@ def _tell(
     **options: Unpack[TextOptions],
 ) -> list[str]:
     """The output of a task that writes text; one that was cut ends in CUT."""
-    _check_trained(writer, task)
+    check_trained(writer, task)
     sft = writer.system.sft
     last = sft is not None and sft.autoregressive
     order = "autoregressive" if last else "cm3"
@@ -250,7 +250,7 @@ def _tell(
             image=next((x.array for x in each.values() if isinstance(x, Image)), None),
         )
         for parts, each in zip(
-            writer.codec.parts([[*map(_piece, a)] for a in asked]), fields, strict=True
+            writer.codec.parts([[*map(piece, a)] for a in asked]), fields, strict=True
         )
     ]
     default = writer.system.sampling.answer
@@ -280,7 +280,7 @@ def _draw(
 ) -> list[Pillow.Image]:
     """The output of a task that makes pictures. `cells` (bool): all others are copied
     from the field `source`, whatever the model would like."""
-    _check_trained(writer, task)
+    check_trained(writer, task)
     scripts = [np.full(writer.codec.image_tokens, IMAGE, np.int32)] * len(fields)
     if cells is not None:
         sources = np.stack([each["source"].array for each in fields])
@@ -298,7 +298,7 @@ def _label(
     **options: Unpack[Common],
 ) -> list[np.ndarray]:
     """The output of a task that makes class maps."""
-    _check_trained(writer, task)
+    check_trained(writer, task)
     masks = writer.codec.masks
     if masks is None:
         raise ValueError("this system has no classes: name them in sft.classes")
@@ -321,7 +321,7 @@ def _drawings(
     spec, wanted = tasks.known(task), []
     shown = [{k: "-" if x is None else x for k, x in each.items()} for each in fields]
     asked = [tasks.prompt(task, each, wording) for each in shown]
-    every = writer.codec.parts([[*map(_piece, a)] for a in asked])
+    every = writer.codec.parts([[*map(piece, a)] for a in asked])
     for each, parts, script in zip(fields, every, scripts, strict=True):
         segments, said = parts[::2], {}  # between them stand <break>s
         for n, part in enumerate(spec.wordings[wording].split(BREAK)[:-1]):
@@ -349,13 +349,13 @@ def _drawings(
     return wanted
 
 
-def _piece(segment: Segment | tasks.Hole) -> Piece:
+def piece(segment: Segment | tasks.Hole) -> Piece:
     if isinstance(segment, tasks.Hole):
         return (segment.before, segment.after)
     return segment
 
 
-def _check_trained(writer: Writer, task: str) -> None:
+def check_trained(writer: Writer, task: str) -> None:
     if task not in writer.tasks:
         trained = ", ".join(sorted(writer.tasks)) or "nothing"
         raise ValueError(

@@ -149,6 +149,7 @@ def generate(
     retrieve: Retrieve = 0,
     sampler: Samplers = None,
     seed: int = 0,
+    numbers: Sequence[int] | None = None,
 ) -> list[Document]:
     samplers = writer.samplers(sampler, Sampler(top_p=0.9), 1, "free generation")
     if min(images, max_text) < 0 or images == max_text == 0:
@@ -173,7 +174,8 @@ def generate(
         begun = np.concatenate([[writer.layout.eos], ids])
         wanted.append(forms.free(begun, length))
     wanted = writer.context.before(wanted, rows)
-    return writer.codec.continued(documents, writer.tokens(wanted, samplers, seed))
+    written = writer.tokens(wanted, samplers, seed, numbers=numbers)
+    return writer.codec.continued(documents, written)
 
 
 def log_likelihood(

@@ -6,7 +6,7 @@ before the tokenizers, which may learn from them too.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from cm3leon_jax.data.pipeline import Rows
 from cm3leon_jax.data.sources import SPLITS
 from cm3leon_jax.data.task_mixture import TaskMixture, ratios
 from cm3leon_jax.data.tokenization import Encoders
-from cm3leon_jax.decoder_run import train_decoder
+from cm3leon_jax.decoder_run import Measure, train_decoder
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.preparation import SHARDS, Results, need, run_stage, task_folders
 from cm3leon_jax.sft_config import SFTConfig
@@ -150,7 +150,12 @@ def weights(settings: SFTConfig) -> list[float]:
     return [float(settings.tasks[name]) for name in settings.names]
 
 
-def sft(system: System, directory: Path, overwrite: bool = False) -> Results:
+def sft(
+    system: System,
+    directory: Path,
+    overwrite: bool = False,
+    measures: Mapping[str, tuple[int, Measure]] | None = None,
+) -> Results:
     """`task_tokens/` + `pretrain/` -> `sft/`: the decoder, tuned on all tasks."""
     settings = section(system)
     own = settings.start == "pretrain"
@@ -177,6 +182,7 @@ def sft(system: System, directory: Path, overwrite: bool = False) -> Results:
             load=load,
             parts=Parts(settings.parts, system.layout),
             ema=settings.ema,
+            measures=measures,
         )
         drawn = ratios(counts(rows.records), weights(settings)).round(3).tolist()
         return made | {"ratios": dict(zip(settings.names, drawn, strict=True))}

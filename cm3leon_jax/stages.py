@@ -8,22 +8,27 @@ In a job of several processes, which share the work directory, all of them train
 needs no devices is done by the first while the others wait.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from cm3leon_jax import config as configs
 from cm3leon_jax import workdir
 from cm3leon_jax.data import records
 from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.pipeline import Rows
-from cm3leon_jax.decoder_run import train_decoder
-from cm3leon_jax.evaluation import entities, pairs, shapes, tasks
+from cm3leon_jax.decoder_run import Measure, train_decoder
+from cm3leon_jax.evaluation import entities, pairs, public_sets, shapes, tasks
 from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
 from cm3leon_jax.memory import build_bank, train_dual_encoder
+from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.parallel.distributed import together
+from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
+from cm3leon_jax.parallel.rules import shardings
 from cm3leon_jax.preparation import (
     Results,
     need,
@@ -38,7 +43,12 @@ from cm3leon_jax.sft import prepare_tasks, sft, tokenize_tasks
 from cm3leon_jax.system import System
 
 
-def pretrain(system: System, directory: Path, overwrite: bool = False) -> Results:
+def pretrain(
+    system: System,
+    directory: Path,
+    overwrite: bool = False,
+    measures: Mapping[str, tuple[int, Measure]] | None = None,
+) -> Results:
     """`tokens/` -> `pretrain/`: the decoder, by the CM3 objective on documents."""
     need(directory, "tokens", *(["bank"] if system.retrieval else []))
 
@@ -52,6 +62,7 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
             rows,
             open_rows(system, directory, "validation"),
             retrieved_weight=1.0 if retrieval is None else retrieval.weight,
+            measures=measures,
         )
         if retrieval is not None:
             made["retrieved"] = rows.retrieved(0)
@@ -60,10 +71,65 @@ def pretrain(system: System, directory: Path, overwrite: bool = False) -> Result
     return run_stage(system, directory / "pretrain", work, overwrite, everyone=True)
 
 
-def evaluate(directory: Path, protocol: Protocol, checkpoint: str) -> Results:
-    """Any finished checkpoint -> `eval/` and `samples/`, by one protocol."""
+def evaluate(
+    directory: Path,
+    protocol: Protocol,
+    checkpoint: str,
+    *,
+    data: Path | None = None,
+    overwrite: bool = False,
+    decoder: Decoder | None = None,
+    mesh: Mesh | None = None,
+) -> Results:
+    """Any finished checkpoint -> `eval/` and `samples/`, by one protocol.
+
+    `data` is the folder of a public set (None: `public/SET` of the work directory); the
+    others are those of `run_protocol`.
+    """
     check_protocol(protocol)
-    return run_protocol(directory, checkpoint, protocol, EVALUATORS[protocol.world])
+    known, examples = EVALUATORS[protocol.world], None
+    if protocol.public is not None:
+        folder = data or directory / "public" / protocol.public.set
+        examples = public_sets.read(protocol.public.set, folder)
+    return run_protocol(
+        *(directory, checkpoint, protocol, known),
+        examples=examples,
+        decoder=decoder,
+        mesh=mesh,
+        overwrite=overwrite,
+    )
+
+
+def measures(
+    system: System,
+    directory: Path,
+    stage: str,
+    protocols: Sequence[Protocol],
+    every: int,
+) -> dict[str, tuple[int, Measure]]:
+    """Protocols that a stage is measured by while it trains, every so many updates.
+
+    Each leaves the result file of `STAGE@STEP`, whether that is saved or not.
+    """
+
+    def measure(protocol: Protocol) -> Measure:
+        def run(decoder: Decoder, step: int, mesh: Mesh) -> dict[str, float]:
+            if jax.process_count() > 1:  # each process asks a copy of its own
+                mesh = make_mesh(MeshConfig(), jax.local_devices())
+                whole = multihost_utils.process_allgather(decoder, tiled=True)
+                places = shardings(abstract(system.decoder_config), mesh, system.rules)
+                decoder = jax.device_put(whole, places)
+            result = evaluate(
+                *(directory, protocol, f"{stage}@{step}"),
+                overwrite=True,
+                decoder=decoder,
+                mesh=mesh,
+            )
+            return {key: score["value"] for key, score in result["scores"].items()}
+
+        return run
+
+    return {protocol.name: (every, measure(protocol)) for protocol in protocols}
 
 
 def check_protocol(protocol: Protocol) -> None:
@@ -71,6 +137,11 @@ def check_protocol(protocol: Protocol) -> None:
     if protocol.world not in EVALUATORS:
         known = ", ".join(EVALUATORS)
         raise ValueError(f"protocol.world={protocol.world!r}: choose from {known}")
+    if (protocol.world == "public") != (protocol.public is not None):
+        raise ValueError(
+            f"protocol.world={protocol.world!r}: 'public' and the section `public` go "
+            "together"
+        )
     for task in protocol.tasks:
         if task not in EVALUATORS[protocol.world]:
             raise ValueError(
@@ -79,7 +150,7 @@ def check_protocol(protocol: Protocol) -> None:
             )
 
 
-EVALUATORS = {
+EVALUATORS: dict[str, Mapping[str, Any]] = {
     "shapes": shapes.TASKS,
     "shape_tasks": tasks.TASKS,
     "pairs": pairs.TASKS,
@@ -125,8 +196,13 @@ def run(
     directory: Path,
     names: Iterable[str] | None = None,
     overwrite: bool = False,
+    protocols: Sequence[Protocol] = (),
+    every: int = 0,
 ) -> Results:
     """Runs stages of a config (None: all that it has) in order; results by name.
+
+    Those that train the decoder are measured by the `protocols` after `every` so many
+    updates and at their end.
 
     Nothing is written, and `config.json` stays, unless every stage that is there agrees
     with the config or is made anew. Raises FileExistsError for one that does neither.
@@ -166,7 +242,14 @@ def run(
             workdir.delete(folder, changed)
         configs.write(directory, config)
     together("configured")
-    return {name: STAGES[name](system, directory) for name in names}
+    made = {}
+    for name in names:
+        options = {}
+        if protocols and name in ("pretrain", "sft"):
+            during = measures(system, directory, FOLDERS[name], protocols, every)
+            options = {"measures": during}
+        made[name] = STAGES[name](system, directory, **options)
+    return made
 
 
 def open_rows(system: System, directory: Path, split: str) -> Rows:

@@ -50,15 +50,12 @@ class Options(Common, total=False):
 
     candidates: so many are drawn for each prompt (None: one), and the best is taken.
     rerank: by which scores; None is the config's. return_scores: return a `Ranked` for
-    each prompt instead of a picture: all its candidates with their scores. numbers:
-    those of the prompts, from which their noise follows (default 0, 1, …), for one who
-    draws a long list in parts.
+    each prompt instead of a picture: all its candidates with their scores.
     """
 
     candidates: int | None
     rerank: Rerank | None
     return_scores: bool
-    numbers: Sequence[int] | None
 
 
 class TextOptions(Common, total=False):
@@ -198,6 +195,7 @@ class Writer:
         retrieve: Retrieve = 0,
         sampler: Samplers = None,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> tuple[list[list[np.ndarray]], int]:
         """The text pieces of every hole of each, and how many there may be: a text of
         that length was cut. `usual` is the longest that `task` usually needs."""
@@ -206,12 +204,12 @@ class Writer:
         rows = self._rows(retrieve, wanted)
         if max_text is None:
             max_text = self._room(wanted, rows, usual)
-        bare = [self._text_form(telling, max_text) for telling in wanted]
+        bare = [self.text_form(telling, max_text) for telling in wanted]
         prompts = self.context.before(bare, rows)
         read = forms.texts if not wanted[0].last else _only_text
         texts = [
             read(tokens, self.layout)
-            for tokens in self.tokens(prompts, samplers, seed, candidates)
+            for tokens in self.tokens(prompts, samplers, seed, candidates, numbers)
         ]
         if candidates > 1:
             whole, starts = [], []
@@ -236,6 +234,7 @@ class Writer:
         retrieve: Retrieve = 0,
         sampler: Samplers = None,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
         """The classes that are drawn for each, in raster order."""
         samplers = self.samplers(sampler, default, 1, task)
@@ -243,7 +242,9 @@ class Writer:
         prompts = self.context.before(bare, self._rows(retrieve, wanted))
         classes = range(len(self.codec.masks.classes)) if self.codec.masks else None
         written = self.engine.write(
-            *(prompts, samplers, seed, self.codec.image_tokens), classes=classes
+            *(prompts, samplers, seed, self.codec.image_tokens),
+            classes=classes,
+            numbers=numbers,
         )
         inside = self.layout.classes
         return [self.layout.labels(t[forms.inside(t, inside)]) for t in written]
@@ -295,7 +296,7 @@ class Writer:
         other = self.engine.amateur is not None and sampler.contrastive is not None
         return 1 if other else sampler.streams
 
-    def _text_form(self, telling: Telling, max_text: int) -> Prompt:
+    def text_form(self, telling: Telling, max_text: int) -> Prompt:
         if not telling.last:
             return forms.text_infill(self.layout, telling.parts, max_text)
         known = [part for part in telling.parts if part is not None]

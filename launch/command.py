@@ -10,6 +10,7 @@ line on standard output is one JSON object with the results.
 """
 
 import ast
+import dataclasses
 import json
 import runpy
 import sys
@@ -155,14 +156,53 @@ def fail(message: str) -> Any:
 def run_stages(*names: str) -> None:
     """The whole of a script that runs stages of `cm3leon_jax.stages` in order."""
     config_flag = define_config(complete_system)
+    measured = _define_protocols() if {"pretrain", "sft"} & set(names) else dict
 
     def main() -> dict[str, Any]:
         from cm3leon_jax import stages
 
         config = given_config(config_flag)
-        return stages.run(config, Path(WORKDIR.value), names, OVERWRITE.value)
+        return stages.run(
+            *(config, Path(WORKDIR.value), names, OVERWRITE.value), **measured()
+        )
 
     run(main)
+
+
+def _define_protocols() -> Callable[[], dict[str, Any]]:
+    """Flags of what is measured while a decoder trains; a function that reads them."""
+    files = flags.DEFINE_list(
+        "evaluate", [], "Protocols to measure while it trains: FILE.py[:variant], …"
+    )
+    every = flags.DEFINE_integer(
+        "evaluate_every", 1000, "Updates from one to the next.", lower_bound=1
+    )
+    documents = flags.DEFINE_integer(
+        "evaluate_documents", None, "Of each protocol, so many at most.", lower_bound=1
+    )
+
+    def read() -> dict[str, Any]:
+        from cm3leon_jax import stages
+
+        protocols = [read_protocol(name, "--evaluate") for name in files.value]
+        if documents.value is not None:
+            protocols = [
+                dataclasses.replace(p, documents=min(documents.value, p.documents))
+                for p in protocols
+            ]
+        for protocol in protocols:
+            stages.check_protocol(protocol)
+        return {"protocols": protocols, "every": every.value}
+
+    return read
+
+
+def read_protocol(name: str, setting: str) -> Any:
+    """The `Protocol` of a config file; `setting` is where its name comes from."""
+    from cm3leon_jax import config as configs
+    from cm3leon_jax.evaluation.protocol import Protocol
+
+    return configs.make(Protocol, read_config_file(name, setting), "protocol")
 
 
 def given_config(flag: Any) -> dict[str, Any]:

@@ -2,6 +2,12 @@ r"""A checkpoint, measured by a frozen protocol: eval/NAME.CHECKPOINT.json, samp
 
     python launch/evaluate.py --config configs/eval/shapes.py:quick \
         --workdir runs/quick --checkpoint pretrain
+    python launch/evaluate.py --config configs/eval/vqa2.py --workdir runs/big \
+        --checkpoint sft --data data/vqa2
+
+Several checkpoints, `--checkpoint pretrain,sft`, are measured one after the other and
+compared, as `compare.py` does. A run that was interrupted goes on with the same
+command; `--overwrite` throws away what it has left.
 """
 
 from pathlib import Path
@@ -10,15 +16,20 @@ import command
 from absl import flags
 
 CONFIG = command.define_config(command.complete_protocol)
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "pretrain", "A folder of the work directory, or FOLDER@STEP."
+CHECKPOINTS = flags.DEFINE_list(
+    "checkpoint", ["pretrain"], "Folders of the work directory, or FOLDER@STEP."
+)
+DATA = flags.DEFINE_string(
+    "data", None, "The folder of a public set; WORKDIR/public/SET without it."
 )
 
 
 def main() -> dict:
+    import jax
+
     from cm3leon_jax import config, stages
-    from cm3leon_jax.evaluation import report
-    from cm3leon_jax.evaluation.protocol import Protocol
+    from cm3leon_jax.evaluation import compare, report
+    from cm3leon_jax.evaluation.protocol import Protocol, result_file
     from cm3leon_jax.parallel import distributed
 
     distributed.initialize()
@@ -26,9 +37,24 @@ def main() -> dict:
         raise ValueError("give a protocol: --config configs/eval/….py")
     protocol = config.make(Protocol, CONFIG.value.to_dict(), "protocol")
     workdir = Path(command.WORKDIR.value)
-    result = stages.evaluate(workdir, protocol, CHECKPOINT.value)
-    report.write(workdir)
-    return result
+    results = [
+        stages.evaluate(
+            *(workdir, protocol, checkpoint),
+            data=None if DATA.value is None else Path(DATA.value),
+            overwrite=command.OVERWRITE.value,
+        )
+        for checkpoint in CHECKPOINTS.value
+    ]
+    if jax.process_index() == 0:
+        report.write(workdir)
+    if len(results) == 1:
+        return results[0]
+    found = [
+        compare.read(result_file(workdir, protocol, checkpoint))
+        for checkpoint in CHECKPOINTS.value
+    ]
+    print(compare.markdown(found))
+    return compare.summary(found)
 
 
 if __name__ == "__main__":  # data workers import this file again

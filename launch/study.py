@@ -152,20 +152,17 @@ def _curve(directory: Path) -> list[dict]:
 
     from cm3leon_jax import CM3Leon
     from cm3leon_jax.data.sources import read_documents
-    from cm3leon_jax.evaluation import entities
+    from cm3leon_jax.evaluation import entities, study
     from cm3leon_jax.models.decoder import abstract
     from cm3leon_jax.sampling.engine import Engine
     from cm3leon_jax.training.checkpoint import load_model
-    from cm3leon_jax.training.flops import train_flops_per_token
 
     model = CM3Leon.load(directory)
     system = model.system
     documents = read_documents(directory / "documents", "test")[:SCORED]
     found = entities.retrieved(model, documents)
     rows, starts = entities.query_rows(model.codec, documents, found)
-    length = system.pretrain.packing.row_length
-    per_step = system.pretrain.batch_size * length
-    per_step *= train_flops_per_token(system.decoder_config, length)
+    per_step = study.flops_per_step(system)
     points = []
     folder = directory / "pretrain" / "checkpoints"
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -220,7 +217,7 @@ def _collect(config: dict, workdir: Path) -> dict:
             "nats": {k: value for k, value in nats.items() if value is not None},
             "scores": scores,
         }
-    extra = _extra_flops(System.make(config))
+    extra = study.retriever_flops(System.make(config))
     pairs = [
         tuple(study.curve_of(runs[f"{arm}-{n}"]) for arm in ("baseline", "retrieval"))
         for n in SEEDS
@@ -239,24 +236,6 @@ def _collect(config: dict, workdir: Path) -> dict:
         "runs": runs,
         "extra_flops": extra,
         "ratio": ratio,
-    }
-
-
-def _extra_flops(system) -> dict[str, float]:
-    """What the retriever has cost: its training, the vectors of all documents and of
-    the training queries (their texts again), and an exact search for each of both."""
-    from cm3leon_jax.training.flops import pair_flops
-
-    encoder = system.retrieval.encoder
-    if encoder.training is None:
-        raise ValueError("the study counts the FLOPs of an encoder trained here")
-    training = encoder.training
-    documents = system.data.train
-    seen = training.batch_size * training.optimizer.steps
-    search = 2 * 2.0 * documents * encoder.model.embed  # two queries of a document
-    return {
-        "retriever": 3 * pair_flops(encoder.model, training.views) * seen,
-        "bank": documents * (2 * pair_flops(encoder.model) + search),
     }
 
 

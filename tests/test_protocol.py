@@ -11,11 +11,12 @@ from PIL import Image as Pillow
 from cm3leon_jax import config
 from cm3leon_jax.data import shapes as world
 from cm3leon_jax.data import sources
-from cm3leon_jax.evaluation import filling, pairs, protocol, shapes
+from cm3leon_jax.evaluation import filling, kept, pairs, protocol, shapes
 from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import SamplingConfig
 from cm3leon_jax.tokenizers import regions
+from configs.eval import entities
 
 WORLD = world.ShapesConfig(image_size=32, layout=2)
 PROTOCOL = Protocol(
@@ -124,7 +125,7 @@ def workdir(tmp_path, monkeypatch):
     one = Sampler()
     sampling = SamplingConfig(text_to_image=one, caption=one, infill=one)
     model = SimpleNamespace(system=SimpleNamespace(name="x", sampling=sampling))
-    monkeypatch.setattr(protocol.CM3Leon, "load", lambda *_: model)
+    monkeypatch.setattr(protocol.CM3Leon, "load", lambda *_, **__: model)
     monkeypatch.setattr(protocol, "latest_step", lambda _: 5)
     return tmp_path
 
@@ -171,6 +172,81 @@ def test_failures_after_the_first_samples_are_kept_too(workdir):
         lines = path.read_text().splitlines()
         found[path.parent.name] = [json.loads(line)["ok"] for line in lines]
     assert found == {"draw": [True, False], "draw_failures": [False, False]}
+
+
+def test_only_the_data_of_the_protocols_hash_is_measured(workdir):
+    result, _ = run(workdir, PROTOCOL)
+    known = dataclasses.replace(PROTOCOL, data_hash=result["data_hash"])
+    assert run(workdir, known)[0]["data_hash"] == result["data_hash"]
+    shorter = dataclasses.replace(known, documents=10)
+    with pytest.raises(ValueError, match=f"for data of hash {known.data_hash}, these"):
+        run(workdir, shorter)
+
+
+def test_settings_that_are_not_given_leave_old_hashes_as_they_are():
+    # Results of finished work directories are found by this name.
+    made = Protocol(**entities.get_config().to_dict())
+    assert made.hash == "d92d155de162"
+    assert dataclasses.replace(made, data_hash="x").hash != made.hash
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_no_number_is_never_a_result(workdir, bad):
+    def broken(_, documents, seed):
+        score = {"value": bad, "low": 0.0, "high": 1.0, "n": 3}
+        return Outcome({"count": score})
+
+    with pytest.raises(ValueError, match="draw/count is .* no result is written"):
+        protocol.run_protocol(workdir, "pretrain", PROTOCOL, {"draw": broken})
+    assert not list(workdir.glob("eval/*"))
+
+
+class Drawing:
+    """A model that counts what it is asked for, and breaks when it is told to."""
+
+    def __init__(self, model, breaks=None):
+        self.system, self.asked, self.breaks = model.system, [], breaks
+
+    def text_to_image(self, prompts, *, seed, numbers):
+        if len(self.asked) == self.breaks:
+            raise KeyboardInterrupt
+        self.asked.append(list(numbers))
+        colours = np.array(
+            [[len(p), n, seed] for p, n in zip(prompts, numbers, strict=True)]
+        )
+        return [Pillow.new("RGB", (2, 2), tuple(c)) for c in colours.tolist()]
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_it_were_not(workdir, monkeypatch):
+    whole = protocol.CM3Leon.load()
+    monkeypatch.setattr(kept, "PART", 4)
+
+    def drawn(model, documents, seed):
+        prompts = [document.segments[0].text for document in documents]
+        made = model.text_to_image(prompts, seed=seed)
+        values = np.array([np.asarray(picture)[0, 0] for picture in made], float)
+        return Outcome({"sum": interval(values, np.sum, len(values))})
+
+    def measure(model, **options):
+        monkeypatch.setattr(protocol.CM3Leon, "load", lambda *_, **__: model)
+        arguments = workdir, "pretrain", PROTOCOL, {"draw": drawn}
+        return protocol.run_protocol(*arguments, **options)["scores"]
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(Drawing(whole, breaks=2))
+    assert not list(workdir.glob("eval/*"))
+    again = Drawing(whole)
+    found = measure(again)
+    assert again.asked == [[8, 9, 10]]
+    assert not list(workdir.glob("samples/*.parts"))
+    fresh = Drawing(whole)
+    assert measure(fresh) == found
+    assert fresh.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    with pytest.raises(KeyboardInterrupt):
+        measure(Drawing(whole, breaks=2))
+    anew = Drawing(whole)
+    assert measure(anew, overwrite=True) == found
+    assert len(anew.asked) == 3
 
 
 def test_a_small_split_is_used_whole_and_a_tiny_one_refused(workdir):

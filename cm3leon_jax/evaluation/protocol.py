@@ -1,21 +1,28 @@
 """A protocol: what is measured, on which documents, with which seed; and its result.
 
 eval/NAME-HASH.CHECKPOINT.json         scores with 95 % intervals, all that made them
-samples/NAME-HASH.CHECKPOINT/TASK/     pictures and an index, for the report
+eval/NAME-HASH.CHECKPOINT.npz          the bootstrap's draws, for `compare.py`
+samples/NAME-HASH.CHECKPOINT/TASK/     pictures and an index, for the report; sheet.png
 samples/…/TASK_failures/               what else went wrong
+samples/NAME-HASH.CHECKPOINT.parts/    answers of a run that is not finished
 
-HASH is the beginning of the protocol's: a changed protocol overwrites nothing.
+HASH is the beginning of the protocol's: a changed protocol overwrites nothing. A result
+is written when all tasks are done; the same command goes on where a run was interrupted
+(`kept.py`). In a job of several processes each asks a model on its own devices for its
+share, and all read what all have written.
 """
 
 import dataclasses
 import json
+import math
 import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -24,13 +31,35 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import config as configs
 from cm3leon_jax.api import CM3Leon
+from cm3leon_jax.codec import load_image_tokenizer
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.sources import ENOUGH, read_documents
+from cm3leon_jax.evaluation import contact_sheet
+from cm3leon_jax.evaluation.contact_sheet import Card
+from cm3leon_jax.evaluation.kept import Kept, Parts, digest
 from cm3leon_jax.evaluation.page import FAILURES, stage_hash
+from cm3leon_jax.evaluation.public_sets import PublicConfig
+from cm3leon_jax.models.decoder import Decoder
+from cm3leon_jax.parallel.distributed import together
+from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
+from cm3leon_jax.system import System
 from cm3leon_jax.training.checkpoint import latest_step
 
 Score = dict[str, float | int]
+TOKENIZER = "image_tokenizer"  # a checkpoint that public pictures can be measured by
 _RESAMPLES = 1000
+# Settings that came after the first results: they count where they are given.
+_LATER = ("data_hash", "public")
+
+
+class Interval(dict):
+    """A `Score` that knows the bootstrap's draws of its value, float64 [1000].
+
+    Draw i is of the same clusters for everybody who has as many, so that two results on
+    the same data can be compared draw by draw.
+    """
+
+    draws: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +68,8 @@ class Protocol:
 
     The first `documents` of `split` are used, all where there are fewer. The first
     `shown` of a task's samples are kept for the report, and as many failures later on.
+    `data_hash`, if given, is the only data that is measured; every result has its own.
+    `public`: a public set that the documents come from, and what is done with them.
     """
 
     name: str
@@ -48,10 +79,20 @@ class Protocol:
     tasks: tuple[str, ...]
     shown: int
     seed: int
+    data_hash: str | None = None
+    public: PublicConfig | None = None
 
     def __post_init__(self):
         if self.documents < 1:
             raise ValueError(f"protocol.documents={self.documents} must be positive")
+
+    @property
+    def hash(self) -> str:
+        values = dataclasses.asdict(self)
+        for name in _LATER:
+            if values[name] is None:
+                del values[name]
+        return configs.config_hash(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,25 +141,36 @@ def interval(
         drawn = rng.integers(len(groups), size=len(groups))
         draws.append(statistic(values[np.concatenate([groups[i] for i in drawn])]))
     low, high = np.quantile(draws, (0.025, 0.975))
-    score: Score = {
-        "value": round(float(statistic(values)), 5),
-        "low": round(float(low), 5),
-        "high": round(float(high), 5),
-        "n": int(n),
-    }
-    return score if clusters is None else score | {"clusters": len(groups)}
+    score = Interval(
+        value=round(float(statistic(values)), 5),
+        low=round(float(low), 5),
+        high=round(float(high), 5),
+        n=int(n),
+    )
+    if clusters is not None:
+        score["clusters"] = len(groups)
+    score.draws = np.array(draws)
+    return score
 
 
 def run_protocol(
     workdir: Path,
     checkpoint: str,
     protocol: Protocol,
-    evaluators: dict[str, Evaluator],
+    evaluators: Mapping[str, Evaluator],
+    *,
+    examples: Sequence[Any] | None = None,
+    decoder: Decoder | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measures a checkpoint by a protocol; returns and writes the result.
 
-    Nothing is written before all tasks are done. Raises ValueError for a task that the
-    world does not have or a split with hardly any documents.
+    `examples` take the place of the work directory's documents; `decoder`, on `mesh`,
+    that of the checkpoint, which a run may not have saved. `overwrite`: what a run that
+    was interrupted has left is thrown away. Raises ValueError for a task that the world
+    does not have, a split with hardly any documents, data of another hash, and scores
+    that are no numbers.
     """
     start = time.monotonic()
     unknown = set(protocol.tasks) - set(evaluators)
@@ -127,66 +179,129 @@ def run_protocol(
             f"protocol {protocol.name}: no task {sorted(unknown)[0]!r} in this world, "
             f"only {', '.join(evaluators)}"
         )
-    documents = read_documents(workdir / "documents", protocol.split)
-    if len(documents) < min(protocol.documents, ENOUGH):
+    chosen = _chosen(workdir, protocol, examples)
+    data_hash = digest(chosen)
+    if protocol.data_hash not in (None, data_hash):
         raise ValueError(
-            f"{workdir / 'documents'} has {len(documents)} documents of split "
-            f"{protocol.split!r}, and fewer than {ENOUGH} score nothing: prepare more "
-            f"(a folder's {protocol.split}_percent says how many are set aside)"
+            f"protocol {protocol.name} is for data of hash {protocol.data_hash}, these "
+            f"{len(chosen)} of split {protocol.split!r} have {data_hash}: they are "
+            "others, or in another order. Measure the protocol's own data, or give "
+            f"--config.data_hash={data_hash}, which is another protocol"
         )
-    model = CM3Leon.load(workdir, checkpoint)
-    chosen = documents[: protocol.documents]
-    outcomes = {
-        task: evaluators[task](model, chosen, protocol.seed) for task in protocol.tasks
-    }
-    folder, _, step = checkpoint.partition("@")
+    if jax.process_count() > 1 and mesh is None:
+        mesh = make_mesh(MeshConfig(), jax.local_devices())
+    if checkpoint.partition("@")[0] == TOKENIZER:
+        model: Any = _Tokenizer(workdir)
+    else:
+        model = CM3Leon.load(workdir, checkpoint, mesh=mesh, decoder=decoder)
+    path = result_file(workdir, protocol, checkpoint)
+    samples = workdir / "samples" / path.stem
+    folder, _, named = checkpoint.partition("@")
+    step = int(named) if named else latest_step(workdir / folder)
     result = {
         "protocol": protocol.name,
-        "protocol_hash": _protocol_hash(protocol),
+        "protocol_hash": protocol.hash,
         "config": model.system.name,
         "config_hash": configs.config_hash(configs.read(workdir)),
         "checkpoint": checkpoint,
-        "step": int(step) if step else latest_step(workdir / folder),
+        "step": step,
         "inputs_hash": stage_hash(workdir / folder),
+        "data_hash": data_hash,
         "documents": len(chosen),
         "seed": protocol.seed,
         "sampling": dataclasses.asdict(model.system.sampling),
+    }
+    saved = workdir / folder / "checkpoints" / str(step)
+    identity = digest([result, saved.stat().st_mtime_ns if saved.is_dir() else None])
+    parts = Parts(samples.with_name(f"{samples.name}.parts"))
+    if overwrite and jax.process_index() == 0:
+        shutil.rmtree(parts.folder, ignore_errors=True)
+    together("evaluation begins")
+    kept: Any = Kept(model, parts, identity)
+    outcomes = {
+        task: evaluators[task](kept, chosen, protocol.seed) for task in protocol.tasks
+    }
+    scores = {
+        f"{task}/{measure}": score
+        for task, outcome in outcomes.items()
+        for measure, score in outcome.scores.items()
+    }
+    for key, score in scores.items():
+        if not all(math.isfinite(value) for value in score.values()):
+            raise ValueError(
+                f"{key} is {score['value']} ({score}): what was drawn or measured is "
+                f"not finite; no result is written. {parts.folder} has the answers"
+            )
+    result |= {
         "hardware": hardware(),
         "seconds": round(time.monotonic() - start, 1),
         "measured": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
-        "scores": {
-            f"{task}/{measure}": score
-            for task, outcome in outcomes.items()
-            for measure, score in outcome.scores.items()
-        },
+        "scores": scores,
     }
-    path = result_file(workdir, protocol, checkpoint)
-    samples = workdir / "samples" / path.stem
-    shutil.rmtree(samples, ignore_errors=True)
+    if jax.process_index() == 0:
+        _write(path, samples, result, outcomes, protocol.shown)
+        shutil.rmtree(parts.folder, ignore_errors=True)
+    together("evaluation ends")
+    return json.loads(path.read_text())  # as whoever reads the file finds it
+
+
+class _Tokenizer:
+    """What of a model there is before a decoder: enough to measure the tokenizer."""
+
+    memory, classes = None, ()
+
+    def __init__(self, workdir: Path):
+        self.system = System.load(workdir)
+        self.codec = SimpleNamespace(image=load_image_tokenizer(workdir), masks=None)
+
+
+def _chosen(
+    workdir: Path, protocol: Protocol, examples: Sequence[Any] | None
+) -> Sequence[Any]:
+    place = f"the {protocol.public.set} set" if protocol.public else workdir
+    if examples is None:
+        place = workdir / "documents"
+        examples = read_documents(place, protocol.split)
+    if len(examples) < min(protocol.documents, ENOUGH):
+        raise ValueError(
+            f"{place} has {len(examples)} documents of split {protocol.split!r}, and "
+            f"fewer than {ENOUGH} score nothing: prepare more "
+            f"(a folder's {protocol.split}_percent says how many are set aside)"
+        )
+    return examples[: protocol.documents]
+
+
+def _write(
+    path: Path,
+    samples: Path,
+    result: dict[str, Any],
+    outcomes: dict[str, Outcome],
+    shown: int,
+) -> None:
     for task, outcome in outcomes.items():
-        write_samples(samples / task, outcome.samples[: protocol.shown])
-        others = outcome.samples[protocol.shown :]
-        failures = [sample for sample in others if sample.ok is False]
-        write_samples(samples / f"{task}{FAILURES}", failures[: protocol.shown])
+        failures = [s for s in outcome.samples[shown:] if s.ok is False]
+        for name, some in ((task, outcome.samples), (f"{task}{FAILURES}", failures)):
+            shutil.rmtree(samples / name, ignore_errors=True)
+            write_samples(samples / name, some[:shown])
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1)
-    path.write_text(text)
-    return json.loads(text)  # as whoever reads the file finds it
+    draws = {
+        key: score.draws.astype(np.float32)
+        for key, score in result["scores"].items()
+        if isinstance(score, Interval)
+    }
+    np.savez_compressed(path.with_suffix(".npz"), **draws)
+    configs.write_whole(path, json.dumps(result, indent=1))
 
 
 def result_file(workdir: Path, protocol: Protocol, checkpoint: str) -> Path:
     """Where the result of a protocol lies; its samples lie under the same name."""
-    digits = _protocol_hash(protocol)[:6]
-    name = f"{protocol.name}-{digits}.{checkpoint}.json"
+    name = f"{protocol.name}-{protocol.hash[:6]}.{checkpoint}.json"
     return workdir / "eval" / re.sub(r"[^\w.@-]", "-", name)
 
 
-def _protocol_hash(protocol: Protocol) -> str:
-    return configs.config_hash(dataclasses.asdict(protocol))
-
-
 def write_samples(directory: Path, samples: Sequence[Sample]) -> None:
-    """PNG files and `index.jsonl` in a new folder; none where there is no sample."""
+    """PNG files, `index.jsonl` and all on one `sheet.png` in a new folder; none where
+    there is no sample."""
     if not samples:
         return
     directory.mkdir(parents=True)
@@ -200,6 +315,15 @@ def write_samples(directory: Path, samples: Sequence[Sample]) -> None:
         lines.append(line | {"ok": sample.ok, "note": sample.note})
     index = "".join(json.dumps(line) + "\n" for line in lines)
     (directory / "index.jsonl").write_text(index)
+    cards = [
+        Card(
+            str(i),
+            sample.text or sample.note,
+            [(k, np.asarray(x.convert("RGB"))) for k, x in sample.pictures.items()],
+        )
+        for i, sample in enumerate(samples)
+    ]
+    contact_sheet.picture(cards).save(directory / "sheet.png")
 
 
 def hardware() -> str:

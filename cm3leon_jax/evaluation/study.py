@@ -3,7 +3,7 @@
 A run's curve is the held-out negative log-likelihood per query image token against the
 training FLOPs spent until then, those of retrieved tokens among them. The ratio at a
 score is what the baseline has spent on reaching it, divided by what retrieval has.
-Everything here works on plain results, as they are written to `study.json`.
+What draws works on plain results, as they are written to `study.json`.
 """
 
 import math
@@ -15,6 +15,8 @@ from typing import Any
 from cm3leon_jax.evaluation.chart import Series, chart
 from cm3leon_jax.evaluation.page import duration, show, table
 from cm3leon_jax.evaluation.report import STYLE
+from cm3leon_jax.system import System
+from cm3leon_jax.training.flops import pair_flops, train_flops_per_token
 
 Curve = Sequence[tuple[float, float]]  # (FLOPs, nats per query image token)
 UNIT = 1e12  # FLOPs on the page are in TFLOPs
@@ -106,6 +108,33 @@ def planned(
         for name, (flops, nats) in whole.items()
         if runs[name]["arm"] in ("retrieval", "short")
     ]
+
+
+def flops_per_step(system: System) -> float:
+    """Of an update in pretraining, retrieved tokens among the others."""
+    length = system.pretrain.packing.row_length
+    tokens = system.pretrain.batch_size * length
+    return tokens * train_flops_per_token(system.decoder_config, length)
+
+
+def retriever_flops(system: System) -> dict[str, float]:
+    """What the retriever has cost: its training, the vectors of all documents and of
+    the training queries (their texts again), and an exact search for each of both.
+
+    ValueError for a system without an encoder that was trained here.
+    """
+    encoder = None if system.retrieval is None else system.retrieval.encoder
+    if encoder is None or encoder.training is None or encoder.model is None:
+        raise ValueError("the study counts the FLOPs of an encoder trained here")
+    training, documents = encoder.training, system.data.train
+    if documents is None:
+        raise ValueError("the study counts the documents of the bank: set data.train")
+    seen = training.batch_size * training.optimizer.steps
+    search = 2 * 2.0 * documents * encoder.model.embed  # two queries of a document
+    return {
+        "retriever": 3 * pair_flops(encoder.model, training.views) * seen,
+        "bank": documents * (2 * pair_flops(encoder.model) + search),
+    }
 
 
 def curve_of(run: Mapping[str, Any]) -> Curve:

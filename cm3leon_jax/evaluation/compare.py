@@ -1,0 +1,217 @@
+"""Results of one protocol side by side, with what of the differences is chance.
+
+Every result is compared with the first. Where both have kept the draws of their
+bootstrap (`eval/NAME.npz`), which are of the same clusters of the same data, the
+difference is taken draw by draw: a paired bootstrap. Elsewhere the two are taken for
+independent and normal, and their spread is read from their intervals.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cm3leon_jax.config import read_json
+from cm3leon_jax.evaluation.page import table
+from cm3leon_jax.evaluation.report import STYLE
+
+SURE = 0.05
+_SIGMAS = 2 * 1.959964  # that a 95 % interval is wide
+# Scores of which less is better, by the first word of the measure.
+LOWER = (
+    "fid",
+    "rfid",
+    "frechet",
+    "nats",
+    "perplexity",
+    "hallucination",
+    "hallucinated",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a score to that of the first result, with its 95 % interval.
+
+    `p` is two-sided; `paired` says how it was found; `better` None where it may be
+    chance.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    paired: bool
+    better: bool | None
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A result file, its bootstrap's draws under "draws".
+
+    ValueError for a file that is none.
+    """
+    path = Path(path)
+    result = read_json(path, "evaluate again")
+    if not isinstance(result, dict) or "scores" not in result:
+        raise ValueError(f"{path} is no result of launch/evaluate.py")
+    draws = {}
+    if (kept := path.with_suffix(".npz")).is_file():
+        with np.load(kept) as arrays:
+            draws = {key: arrays[key] for key in arrays.files}
+    name = f"{path.parent.parent.name} {result.get('checkpoint', '')}"
+    return result | {"draws": draws, "name": name}
+
+
+def check(results: Sequence[Mapping[str, Any]]) -> None:
+    """ValueError unless all are of one protocol and the same data."""
+    if len(results) < 2:
+        raise ValueError("one result has nothing to be compared with: give two or more")
+    first = results[0]
+    for other in results[1:]:
+        for key, what in (("protocol_hash", "protocols"), ("data_hash", "data")):
+            a, b = first.get(key), other.get(key)
+            if a != b:
+                raise ValueError(
+                    f"results of different {what} cannot be compared: "
+                    f"{first['name']} has {key} {a} ({first.get('protocol')}), "
+                    f"{other['name']} has {b} ({other.get('protocol')}); measure both "
+                    "by one protocol on the same documents"
+                )
+
+
+def difference(
+    key: str, first: Mapping[str, Any], other: Mapping[str, Any]
+) -> Difference | None:
+    """Of one score; None where one of the two lacks it."""
+    a, b = first["scores"].get(key), other["scores"].get(key)
+    if a is None or b is None:
+        return None
+    gap = b["value"] - a["value"]
+    before, after = (result["draws"].get(key) for result in (first, other))
+    paired = before is not None and after is not None and len(before) == len(after)
+    if paired:
+        gaps = after.astype(np.float64) - before
+        low, high = np.quantile(gaps, (0.025, 0.975))
+        # The share of draws on the other side, with those exactly between.
+        tail = min((gaps <= 0).mean(), (gaps >= 0).mean())
+        p = min(1.0, 2 * max(float(tail), 1 / len(gaps)))
+    else:
+        spread = math.hypot(*((x["high"] - x["low"]) / _SIGMAS for x in (a, b)))
+        half = spread * _SIGMAS / 2
+        low, high = gap - half, gap + half
+        z = abs(gap) / spread if spread else (math.inf if gap else 0.0)
+        p = math.erfc(z / math.sqrt(2))
+    better = None
+    if p < SURE and gap:
+        better = (gap > 0) != lower_is_better(key)
+    return Difference(gap, float(low), float(high), p, paired, better)
+
+
+def lower_is_better(key: str) -> bool:
+    task, _, measure = key.partition("/")
+    if task in ("likelihood", "perplexity"):
+        return measure != "match"
+    return measure.startswith(LOWER)
+
+
+def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table, and below it how to read it."""
+    head, rows = _cells(results)
+    lines = [head, ["---"] * len(head), *rows]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{_about(results)}\n\n{body}\n\n{_legend(results)}\n"
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """The same as one HTML file without network."""
+    head, rows = _cells(results)
+    cells = [tuple(map(escape, row)) for row in rows]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(str(results[0]['protocol']))} · compared</title>"
+        f"<style>{STYLE.read_text('utf-8')}</style></head><body><header>"
+        f"<p class=kicker>cm3leon_jax</p><h1>{escape(str(results[0]['protocol']))}"
+        f"</h1><p class=lead>{escape(_about(results))}</p></header><main><section>"
+        f"{table(cells, [*map(escape, head)])}<p class=note>"
+        f"{escape(_legend(results))}</p></section></main></body></html>\n"
+    )
+
+
+def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every difference as plain JSON, by score and name of the result."""
+    return {
+        key: {
+            other["name"]: vars(found)
+            for other in results[1:]
+            if (found := difference(key, results[0], other)) is not None
+        }
+        for key in _keys(results)
+    }
+
+
+def write(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """By the ending of the file: .md, .html or .json."""
+    forms = {".md": markdown, ".html": page}
+    if path.suffix == ".json":
+        text = json.dumps(summary(results), indent=1)
+    elif path.suffix in forms:
+        text = forms[path.suffix](results)
+    else:
+        raise ValueError(f"{path}: a comparison is written as .md, .html or .json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for result in results for key in result["scores"]))
+
+
+def _cells(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    head = ["score", *(str(result["name"]) for result in results), "n"]
+    rows = []
+    for key in _keys(results):
+        row, count = [key + " ↓" * lower_is_better(key)], ""
+        for number, result in enumerate(results):
+            score = result["scores"].get(key)
+            if score is None:
+                row.append("")
+                continue
+            count = f"{score['n']:,}"
+            text = f"{score['value']:.4g} ({score['low']:.4g} … {score['high']:.4g})"
+            found = difference(key, results[0], result) if number else None
+            row.append(text if found is None else f"{text} {_verdict(found)}")
+        rows.append([*row, count])
+    return head, rows
+
+
+def _verdict(found: Difference) -> str:
+    sign = {None: "≈", True: "better", False: "worse"}[found.better]
+    p = f"p < {SURE / 25:g}" if found.p <= SURE / 25 else f"p = {found.p:.2g}"
+    return f"{sign}, {found.value:+.3g}, {p}{'' if found.paired else ' (unpaired)'}"
+
+
+def _about(results: Sequence[Mapping[str, Any]]) -> str:
+    first = results[0]
+    return (
+        f"Protocol {first['protocol']} ({first['protocol_hash']}), "
+        f"{first.get('documents')} examples of data {first.get('data_hash')}, "
+        f"seed {first.get('seed')}; configs "
+        + ", ".join(f"{r['name']}: {r['config']} ({r['config_hash']})" for r in results)
+    )
+
+
+def _legend(results: Sequence[Mapping[str, Any]]) -> str:
+    others = {json.dumps(result.get("sampling"), sort_keys=True) for result in results}
+    return (
+        f"Values with 95 % intervals. Better or worse than {results[0]['name']} where "
+        f"p < {SURE} (two-sided; of {len(_keys(results))} scores some are by chance), "
+        "≈ where not; by a paired bootstrap unless it says unpaired."
+        + (" Their configs sample differently." if len(others) > 1 else "")
+    )

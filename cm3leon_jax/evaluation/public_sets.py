@@ -1,0 +1,347 @@
+"""Public sets in the layout in which they are given out, and any other in one of ours.
+
+A folder has the files that `SETS` names, unpacked as they come, or one `examples.jsonl`
+with a line for every example, its pictures as files beside it:
+
+    {"id": "7", "picture": "images/7.jpg", "references": ["a cat", …], "question": "…",
+     "options": ["yes", …], "relevance": [0.5, …], "mask": "masks/7.png"}
+
+What a task does not need may be left out. A mask is a picture of class numbers, 255
+where nothing is counted; `labels.txt` has the classes, `NUMBER: NAME` a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cm3leon_jax import config as configs
+from cm3leon_jax.sampling.rerank import Rerank
+from cm3leon_jax.sampling.sampler import Sampler
+
+EXAMPLES = "examples.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublicConfig:
+    """A set, what it is scored by, and how a model is asked.
+
+    `retrieve`: documents before each prompt, `candidates`: pictures of which the best
+    is taken; one score each. `sampler` and `rerank` None are those of the system's
+    config. `image_size` is that of the pictures compared (their centred square, resized
+    by Lanczos). `features`: of the pictures, for Fréchet distances. `version` is that
+    of this code: it is raised when a score of the same samples changes.
+    """
+
+    set: str
+    metrics: tuple[str, ...] = ()
+    retrieve: tuple[int, ...] = (0,)
+    candidates: tuple[int, ...] = (1,)
+    sampler: Sampler | None = None
+    rerank: Rerank | None = None
+    style: str = "short"
+    wording: int = 0
+    image_size: int = 256
+    features: Literal["inception", "efficientnet_lite0"] = "inception"
+    version: int = 1
+
+    def __post_init__(self):
+        if self.set not in SETS:
+            raise ValueError(f"public.set={self.set!r}: choose from {', '.join(SETS)}")
+        for name, least in (("retrieve", 0), ("candidates", 1)):
+            values = getattr(self, name)
+            if not values or min(values) < least or len(set(values)) < len(values):
+                raise ValueError(
+                    f"public.{name}={values}: different numbers from {least} on"
+                )
+        if self.features not in ("inception", "efficientnet_lite0"):
+            raise ValueError(
+                f"public.features={self.features!r}: choose inception or "
+                "efficientnet_lite0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """What a model is asked, and what people said.
+
+    `picture` and `mask` are files in the set's folder, `size` the bytes of the first:
+    by the names and sizes of files a set's hash knows them.
+    """
+
+    id: str
+    picture: str
+    size: int = 0
+    references: tuple[str, ...] = ()
+    question: str = ""
+    options: tuple[str, ...] = ()
+    relevance: tuple[float, ...] = ()
+    mask: str = ""
+
+
+Reader = Callable[[Path], Iterator[Example]]
+
+
+def read(name: str, folder: Path) -> list[Example]:
+    """The examples of a set, in an order that never changes.
+
+    Raises FileNotFoundError that says what to put where, ValueError that names a file
+    which is damaged or an example which is empty.
+    """
+    needs, where, reader = SETS[name]
+    own = folder / EXAMPLES
+    if not own.is_file():
+        missing = [need for need in needs if not (folder / need).exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} lacks {', '.join(missing)}: put the set {name!r} there, "
+                f"unpacked ({where}), or {EXAMPLES} (cm3leon_jax/evaluation/"
+                "public_sets.py says how it reads), or give its folder as --data"
+            )
+    try:
+        found = [*(_own(own) if own.is_file() else reader(folder))]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"the files of the set {name!r} in {folder} have another form than is "
+            f"known ({error!r}): see cm3leon_jax/evaluation/public_sets.py"
+        ) from error
+    return [_checked(folder, example) for example in found]
+
+
+def labels(folder: Path) -> dict[str, int]:
+    """Classes of masks by name: `labels.txt`, as COCO-Stuff has it, where the number
+    of a line is one more than that of the pixels; or `classes.txt`, where it is that.
+    """
+    own = (folder / "classes.txt").is_file()
+    path = folder / ("classes.txt" if own else "labels.txt")
+    found = {}
+    for line in path.read_text("utf-8").splitlines():
+        number, _, name = line.partition(":")
+        if name.strip() and int(number) >= 1 - own:
+            found[name.strip()] = int(number) - 1 + own
+    return found
+
+
+def _checked(folder: Path, example: Example) -> Example:
+    for name in (example.picture, example.mask):
+        if name and not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder / name} does not exist, and example {example.id!r} shows it"
+            )
+    for kind in ("references", "options"):
+        texts = getattr(example, kind)
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(
+                f"example {example.id!r} of {folder}: an empty {kind[:-1]}"
+            )
+    size = (folder / example.picture).stat().st_size
+    return Example(**vars(example) | {"size": size})
+
+
+def _json(path: Path) -> Any:
+    return configs.read_json(path, "fetch it again")
+
+
+def _own(path: Path) -> Iterator[Example]:
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            values = json.loads(line)
+            lists = ("references", "options", "relevance")
+            values |= {key: tuple(values[key]) for key in lists if key in values}
+            yield Example(**values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def _coco_prompts(folder: Path) -> Iterator[Example]:
+    """One caption, its first, of each picture, the pictures in the order of a hash."""
+    made = _json(folder / "annotations/captions_val2014.json")
+    first: dict[int, dict] = {}
+    for caption in sorted(made["annotations"], key=lambda x: x["id"]):
+        first.setdefault(caption["image_id"], caption)
+    files = {picture["id"]: picture["file_name"] for picture in made["images"]}
+    for key in sorted(first, key=lambda k: hashlib.sha256(str(k).encode()).digest()):
+        caption = first[key]["caption"].strip()
+        yield Example(
+            id=str(key), picture=f"val2014/{files[key]}", references=(caption,)
+        )
+
+
+def _karpathy(folder: Path) -> Iterator[Example]:
+    for picture in _json(folder / "dataset_coco.json")["images"]:
+        if picture["split"] == "test":
+            yield Example(
+                id=str(picture["cocoid"]),
+                picture=f"{picture['filepath']}/{picture['filename']}",
+                references=tuple(said["raw"].strip() for said in picture["sentences"]),
+            )
+
+
+def _vqa(questions: str, answers: str | None, picture: str) -> Reader:
+    """Questions of the VQA format; without answers they are only written down."""
+
+    def read(folder: Path) -> Iterator[Example]:
+        said = _json(folder / answers)["annotations"] if answers else []
+        given = {
+            x["question_id"]: tuple(answer["answer"] for answer in x["answers"])
+            for x in said
+        }
+        for asked in _json(folder / questions)["questions"]:
+            yield Example(
+                id=str(asked["question_id"]),
+                picture=picture.format(asked["image_id"]),
+                question=asked["question"],
+                references=given[asked["question_id"]] if answers else (),
+            )
+
+    return read
+
+
+def _vizwiz(folder: Path) -> Iterator[Example]:
+    for asked in _json(folder / "Annotations/val.json"):
+        yield Example(
+            id=asked["image"],
+            picture=f"val/{asked['image']}",
+            question=asked["question"],
+            references=tuple(answer["answer"] for answer in asked["answers"]),
+        )
+
+
+def _paragraphs(folder: Path) -> Iterator[Example]:
+    test = set(_json(folder / "test_split.json"))
+    for picture in _json(folder / "paragraphs_v1.json"):
+        key = picture["image_id"]
+        if key in test:
+            places = (f"{part}/{key}.jpg" for part in ("VG_100K", "VG_100K_2"))
+            found = [place for place in places if (folder / place).is_file()]
+            yield Example(
+                id=str(key),
+                picture=[*found, f"VG_100K/{key}.jpg"][0],
+                references=(picture["paragraph"].strip(),),
+            )
+
+
+def _visdial(folder: Path) -> Iterator[Example]:
+    """Of every dialogue the round that people have judged the answers of; what was
+    said before is part of the question."""
+    made = _json(folder / "visdial_1.0_val.json")["data"]
+    questions, answers = made["questions"], made["answers"]
+    dense = _json(folder / "visdial_1.0_val_dense_annotations.json")
+    judged = {x["image_id"]: x for x in dense}
+    for dialogue in made["dialogs"]:
+        key = dialogue["image_id"]
+        if key not in judged:
+            continue
+        last = judged[key]["round_id"] - 1
+        before = [
+            f"{questions[turn['question']]}? {answers[turn['answer']]}."
+            for turn in dialogue["dialog"][:last]
+        ]
+        now = dialogue["dialog"][last]
+        asked = f"{questions[now['question']]}?"
+        yield Example(
+            id=str(key),
+            picture=f"VisualDialog_val2018/VisualDialog_val2018_{key:012d}.jpg",
+            question=" ".join([f"{dialogue['caption'].strip()}.", *before, asked]),
+            options=tuple(answers[i] for i in now["answer_options"]),
+            relevance=tuple(judged[key]["gt_relevance"]),
+        )
+
+
+def _stuff(folder: Path) -> Iterator[Example]:
+    for picture in sorted((folder / "val2017").glob("*.jpg")):
+        mask = f"stuffthingmaps/val2017/{picture.stem}.png"
+        yield Example(id=picture.stem, picture=f"val2017/{picture.name}", mask=mask)
+
+
+def _pictures(folder: Path) -> Iterator[Example]:
+    kinds = (".jpg", ".jpeg", ".png", ".webp")
+    for path in sorted((folder / "images").rglob("*")):
+        if path.suffix.lower() in kinds:
+            name = path.relative_to(folder).as_posix()
+            yield Example(id=name, picture=name)
+
+
+_COCO = "cocodataset.org: "
+_VAL_2014 = "val2014/COCO_val2014_{:012d}.jpg"
+# What must be there, where it comes from, and how it is read.
+SETS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
+    "coco_prompts": (
+        ("annotations/captions_val2014.json", "val2014"),
+        f"{_COCO}2014 Val images, 2014 Train/Val annotations",
+        _coco_prompts,
+    ),
+    "coco_karpathy": (
+        ("dataset_coco.json", "val2014"),
+        f"{_COCO}2014 Val images; dataset_coco.json of Karpathy's caption_datasets.zip",
+        _karpathy,
+    ),
+    "vqa2": (
+        (
+            "v2_OpenEnded_mscoco_val2014_questions.json",
+            "v2_mscoco_val2014_annotations.json",
+            "val2014",
+        ),
+        f"visualqa.org: VQA v2.0; {_COCO}2014 Val images",
+        _vqa(
+            "v2_OpenEnded_mscoco_val2014_questions.json",
+            "v2_mscoco_val2014_annotations.json",
+            _VAL_2014,
+        ),
+    ),
+    "vqa2_test_dev": (
+        ("v2_OpenEnded_mscoco_test-dev2015_questions.json", "test2015"),
+        f"visualqa.org: VQA v2.0; {_COCO}2015 Test images",
+        _vqa(
+            "v2_OpenEnded_mscoco_test-dev2015_questions.json",
+            None,
+            "test2015/COCO_test2015_{:012d}.jpg",
+        ),
+    ),
+    "okvqa": (
+        (
+            "OpenEnded_mscoco_val2014_questions.json",
+            "mscoco_val2014_annotations.json",
+            "val2014",
+        ),
+        f"okvqa.allenai.org: testing; {_COCO}2014 Val images",
+        _vqa(
+            "OpenEnded_mscoco_val2014_questions.json",
+            "mscoco_val2014_annotations.json",
+            _VAL_2014,
+        ),
+    ),
+    "vizwiz": (
+        ("Annotations/val.json", "val"),
+        "vizwiz.org: visual question answering, val.zip and Annotations.zip",
+        _vizwiz,
+    ),
+    "image_paragraph": (
+        ("paragraphs_v1.json", "test_split.json", "VG_100K"),
+        "the Stanford image paragraph set; visualgenome.org: images parts 1 and 2",
+        _paragraphs,
+    ),
+    "visdial": (
+        (
+            "visdial_1.0_val.json",
+            "visdial_1.0_val_dense_annotations.json",
+            "VisualDialog_val2018",
+        ),
+        "visualdialog.org: v1.0 validation, its dense annotations and images",
+        _visdial,
+    ),
+    "coco_segmentation": (
+        ("val2017", "stuffthingmaps/val2017", "labels.txt"),
+        f"{_COCO}2017 Val images; COCO-Stuff: stuffthingmaps_trainval2017, labels.txt",
+        _stuff,
+    ),
+    "pictures": (
+        ("images",),
+        "pictures of any kind, in folders of any depth",
+        _pictures,
+    ),
+}

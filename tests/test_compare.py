@@ -1,0 +1,123 @@
+"""Comparisons: differences are found, chance is not, the rest is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cm3leon_jax.evaluation import compare
+from cm3leon_jax.evaluation.protocol import interval
+
+ROOT = Path(__file__).parent.parent
+
+
+def result(folder, checkpoint, values, kept=True, **changes):
+    """A result file of the mean of some values, as `run_protocol` leaves it."""
+    scores = {
+        key: interval(np.asarray(x), np.mean, len(x)) for key, x in values.items()
+    }
+    made = {
+        **{"protocol": "p", "protocol_hash": "abc", "data_hash": "def", "config": "c"},
+        **{"config_hash": "x", "checkpoint": checkpoint, "documents": 9, "seed": 0},
+        "sampling": {"top_p": 1.0},
+        "scores": scores,
+    }
+    path = folder / "w" / "eval" / f"p.{checkpoint}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made | changes))
+    if kept:
+        np.savez(path.with_suffix(".npz"), **{k: s.draws for k, s in scores.items()})
+    return path
+
+
+@pytest.fixture
+def samples():
+    """400 values, and the same a little better: less than they vary themselves."""
+    rng = np.random.default_rng(0)
+    one = rng.normal(0.5, 1.0, 400)
+    return one, one + rng.normal(0.02, 0.05, 400)
+
+
+def test_pairs_see_what_intervals_do_not(tmp_path, samples):
+    a, b = samples
+    for kept in (True, False):
+        files = [
+            result(tmp_path, name, {"t/objects": x, "t/nats": x}, kept)
+            for name, x in (("one", a), ("two", b))
+        ]
+        for file in () if kept else files:
+            file.with_suffix(".npz").unlink()
+        read = [compare.read(file) for file in files]
+        compare.check(read)
+        found = {key: compare.difference(key, *read) for key in ("t/objects", "t/nats")}
+        for difference in found.values():
+            assert difference.paired == kept
+            assert difference.value == pytest.approx((b - a).mean(), abs=1e-4)
+            assert difference.low < difference.value < difference.high
+            assert (difference.p < 0.05) == kept
+        better = [found[key].better for key in found]
+        assert better == ([True, False] if kept else [None, None])  # less is better
+    same = compare.difference("t/objects", read[0], read[0])
+    assert same.value == 0 and same.p == 1 and same.better is None
+    assert compare.difference("t/none", *read) is None
+
+
+def test_chance_is_rarely_called_a_difference():
+    rng, wrong = np.random.default_rng(1), 0
+    for _ in range(40):
+        scores = [interval(rng.normal(size=60), np.mean, 60) for _ in range(2)]
+        read = [{"scores": {"a": s}, "draws": {"a": s.draws}} for s in scores]
+        wrong += compare.difference("a", *read).p < compare.SURE
+    assert wrong <= 6
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"protocol_hash": "other"}, "different protocols"),
+        ({"data_hash": "other"}, "different data"),
+    ],
+)
+def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, message):
+    a, b = samples
+    files = result(tmp_path, "one", {"t/a": a}), result(tmp_path, "two", {"t/a": b})
+    other = result(tmp_path, "three", {"t/a": b}, **change)
+    compare.check([compare.read(file) for file in files])
+    with pytest.raises(ValueError, match=message):
+        compare.check([compare.read(file) for file in (*files, other)])
+    with pytest.raises(ValueError, match="give two or more"):
+        compare.check([compare.read(other)])
+    broken = tmp_path / "x.json"
+    broken.write_text("[]")
+    with pytest.raises(ValueError, match="no result"):
+        compare.read(broken)
+
+
+def test_the_command_writes_the_table_in_every_form(tmp_path, samples):
+    a, b = samples
+    files = [
+        result(tmp_path, name, {"t/objects": x, f"t/{name}": x}, config="<b>")
+        for name, x in (("pretrain", a), ("sft", b))
+    ]
+    outs = [tmp_path / f"out.{kind}" for kind in ("md", "html", "json")]
+    command = [sys.executable, ROOT / "launch/compare.py", *files]
+    for out in outs:
+        command += ["--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last == json.loads(outs[2].read_text())
+    assert last["t/objects"]["w sft"]["paired"]
+    table = outs[0].read_text()
+    assert "| t/objects |" in table and "better, +0.0" in table
+    assert table in done.stdout
+    assert "| w pretrain | w sft | n |" in table
+    page = outs[1].read_text()
+    assert "<b>" not in page and "&lt;b&gt;" in page and page.count("<tr>") == 4
+    bad = subprocess.run(
+        [*command, tmp_path / "none.json"], capture_output=True, text=True
+    )
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1
+    assert "none.json" in bad.stderr
