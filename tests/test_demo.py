@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 from test_commands import launch
 
 HERE = Path(__file__).parent
+HOW = {"args": ["--no-sandbox"], "timeout": 600_000}
 
 
 def _editor(background, strokes):
@@ -124,7 +125,7 @@ def browser():
     own = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as play:
         try:
-            found = play.chromium.launch(executable_path=own, args=["--no-sandbox"])
+            found = play.chromium.launch(executable_path=own, **HOW)
         except Error:
             pytest.skip("no Chromium: apt-get install chromium, or playwright install")
         yield found
@@ -134,7 +135,7 @@ def browser():
 @pytest.fixture
 def page(browser, url):
     opened = browser.new_page(viewport={"width": 1200, "height": 1000})
-    opened.set_default_timeout(120_000)
+    opened.set_default_timeout(600_000)  # against hanging alone
     outside = []
 
     def local(route):
@@ -145,7 +146,7 @@ def page(browser, url):
             route.abort()
 
     opened.route("**/*", local)
-    opened.goto(url)
+    opened.goto(url, timeout=600_000)
     opened.get_by_role("button", name="Draw", exact=True).wait_for()
     yield opened
     opened.close()
