@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from demo_page import Model, demo
 from PIL import Image as Pillow
-from test_commands import launch
 
 HERE = Path(__file__).parent
 HOW = {"args": ["--no-sandbox"], "timeout": 600_000}
@@ -83,7 +82,8 @@ def test_every_function_of_the_page_asks_the_model_what_it_should():
 
 
 def test_without_a_system_the_command_says_what_to_do(tmp_path):
-    done = launch("demo.py", "--workdir", tmp_path / "none")
+    command = [sys.executable, "launch/demo.py", "--workdir", str(tmp_path / "none")]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert "not a work directory" in last or "setup.sh demo" in last
