@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import notebook
 
-NAMES = ("02_a_tokens_life",)
+NAMES = ("02_a_tokens_life", "05_decoding")
 # The quick system must reach these on unseen scenes.
 REQUIRED = {
     "reconstruction/objects": 0.97,
