@@ -134,7 +134,7 @@ def test_a_prefix_is_read_once(model, monkeypatch):
     next(rows)
     assert len(runs) == 1  # results stream: nothing beyond the first batch was run
     assert len(list(rows)) == 31 and len(runs) == 2
-    assert sorted(read) == [(1, 8), (8, 24), (8, 24)]
+    assert sorted(read) == [(1, 8), (8, 32), (8, 32)]
 
 
 def test_what_changes_within_a_bucket_compiles_nothing(engine):
@@ -145,6 +145,15 @@ def test_what_changes_within_a_bucket_compiles_nothing(engine):
     write(engine, [9] * 7, (GUIDED, GREEDY), candidates=3, numbers=range(3, 10))
     write(engine, [9, *range(1, 12)], candidates=3)  # more than one batch
     assert (loop._decode._cache_size(), loop._prefill._cache_size()) == compiled
+
+
+def test_fewer_prompts_take_the_program_of_more(model):
+    engine = Engine(model, LAYOUT, RULES, None, batch=16)
+    every = write(engine, (9, 10) * 6)
+    compiled = loop._decode._cache_size(), loop._prefill._cache_size()
+    few = write(engine, (9, 10, 9))
+    assert (loop._decode._cache_size(), loop._prefill._cache_size()) == compiled
+    np.testing.assert_array_equal(few, every[:3])
 
 
 def test_a_prompt_that_ends_within_an_image_goes_on_in_it(model):

@@ -13,6 +13,7 @@ from cm3leon_jax.sampling.prompts import (
     TEXT,
     bucket,
     caption,
+    coarse,
     codes,
     fill,
     free,
@@ -130,6 +131,10 @@ def test_buckets_grow_by_half_at_most():
     assert all(s <= 1.5 * n for n, s in enumerate(sizes, 1) if n > 8)
     assert sorted(set(sizes))[:7] == [8, 12, 16, 24, 32, 48, 64]
     assert bucket(1024) == 1024
+    assert all(coarse(n) >= bucket(n) and coarse(n) < 2 * n for n in range(8, 3000))
+    assert sorted({coarse(n) for n in range(1, 500)}) == [
+        *(8, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+    ]
 
 
 def test_stacking_pads_on_the_right_and_buckets():
@@ -137,7 +142,7 @@ def test_stacking_pads_on_the_right_and_buckets():
     batch = stack(prompts, LAYOUT, 64)
     # The last token of a prompt is read by the first step; the stream without text is
     # the same for both and comes once.
-    assert [p.shape for p in batch.prefix_UL] == [(2, 12), (1, 8)]
+    assert [p.shape for p in batch.prefix_UL] == [(2, 16), (1, 8)]
     np.testing.assert_array_equal(batch.length_U[0], [2, 10])
     np.testing.assert_array_equal(batch.length_U[1], [2])
     np.testing.assert_array_equal(

@@ -135,11 +135,16 @@ def interval(
     groups = [np.array(rows) for rows in members.values()]
     if len(names) != len(values) or not groups:
         raise ValueError(f"{len(names)} clusters for {len(values)} values")
+    ordered, sizes = values[np.concatenate(groups)], np.array([*map(len, groups)])
+    starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(_RESAMPLES):
         drawn = rng.integers(len(groups), size=len(groups))
-        draws.append(statistic(values[np.concatenate([groups[i] for i in drawn])]))
+        many = sizes[drawn]
+        # Of the rows of every group drawn: its first, and how far each is behind it.
+        first = np.repeat(starts[drawn] - (np.cumsum(many) - many), many)
+        draws.append(statistic(ordered[first + np.arange(len(first))]))
     low, high = np.quantile(draws, (0.025, 0.975))
     score = Interval(
         value=round(float(statistic(values)), 5),

@@ -148,15 +148,20 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
                 scores[wrong] = _hallucinated(truth, found)
                 if form == "detailed":
                     samples = _caption_samples(mine, texts[form], truth, found)
+                    scores["length"] = _in_order(model, mine, texts[form], seed)
         every = [form_of(world, text) == form for form in FORMS for text in texts[form]]
         scores["style" + suffix] = _share(every)
-    mine = drawn(model, "caption_detailed", least, objects)
-    lengths = [
-        [len(t.split()) for t in _captions(model, mine, form, seed)] for form in FORMS
-    ]
-    scores["length"] = _share([a < b < c for a, b, c in zip(*lengths, strict=True)])
     first = {"objects": scores.pop("objects")}
     return Outcome(first | scores, samples)
+
+
+def _in_order(
+    model: CM3Leon, documents: Sequence[Document], detailed: Sequence[str], seed: int
+) -> Score:
+    """How often the detailed caption of a picture is between the two others."""
+    short, long = (_captions(model, documents, form, seed) for form in FORMS[::2])
+    lengths = [[len(text.split()) for text in x] for x in (short, detailed, long)]
+    return _share([a < b < c for a, b, c in zip(*lengths, strict=True)])
 
 
 def form_of(world: ShapesConfig, text: str) -> str:

@@ -1,7 +1,7 @@
 """A decoder at work: prompts and documents of any number, in batches of few shapes.
 
 A program is compiled per shape of its inputs, so all rows of a call are padded alike,
-and batches have sizes from a short list (`prompts.bucket`).
+and batches have sizes from a short list (`prompts.coarse`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cm3leon_jax.models.layers import Shard, identity
 from cm3leon_jax.models.unrolled import Unrolled, Weights, unroll
 from cm3leon_jax.parallel.rules import Rules, shard_fn
 from cm3leon_jax.sampling.generate import generate, read
-from cm3leon_jax.sampling.prompts import IMAGE, Batch, Prompt, bucket, stack
+from cm3leon_jax.sampling.prompts import IMAGE, Batch, Prompt, bucket, coarse, stack
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.training.loss import blockwise_nll
 from cm3leon_jax.vocab import Layout
@@ -83,6 +83,7 @@ class Engine:
         self.decoder, self.layout, self.batch = decoder, layout, batch
         self.precision, self.amateur = precision or Precision(), amateur
         self._unrolled: list[tuple[Decoder, Unrolled]] = []
+        self._sizes: dict[tuple, int] = {}  # of the batches of each form of prompts
         # Made once: a program is compiled for each pair of such objects.
         self._shard, self._attention, self._split = identity, xla_attention, 1
         if mesh is not None:
@@ -171,6 +172,10 @@ class Engine:
         # As many candidates at a time as go into a batch, in equal parts.
         together = -(-candidates // -(-candidates // self.batch))
         size = self._size(count, together)
+        if size > 1:  # a program for more prompts serves fewer: no other is compiled
+            form = (together, prompts.script_GBT.shape[::2])
+            form += tuple((len(x) == 1, x.shape[1]) for x in prompts.prefix_UL)
+            size = self._sizes[form] = max(size, self._sizes.get(form, 0))
         model = self._laid_out(self.decoder)
         options: dict[str, Any] = dict(
             amateur=None if amateur is None else self._laid_out(amateur),
@@ -209,7 +214,7 @@ class Engine:
 
     def _size(self, prompts: int, candidates: int) -> int:
         """How many prompts are run together."""
-        size = min(bucket(prompts), max(self.batch // candidates, 1))
+        size = min(coarse(prompts), max(self.batch // candidates, 1))
         if prompts == 1:
             size = 1
         if size == 1 and candidates % self._split == 0:

@@ -52,8 +52,8 @@ class Batch:
 
     Per stream `prefix_UL` is the prompts but for their last tokens, `length_U` and
     `last_U`. U is B, or 1 for a stream after the first that is the same in all prompts:
-    it is read once for all of them. Each L, and T of `script_GBT`, is rounded up so
-    that few shapes are ever compiled.
+    it is read once for all of them. Each L, and T of `script_GBT`, is rounded up
+    (`coarse`) so that few shapes are ever compiled.
     """
 
     prefix_UL: tuple[np.ndarray, ...]
@@ -263,7 +263,7 @@ def stack(prompts: Sequence[Prompt], layout: Layout, limit: int) -> Batch:
                 raise ValueError(f"prompt {i}: an empty stream or unequal scripts")
             if not np.array_equal(_sampled(script), _sampled(prompt.scripts[0])):
                 raise ValueError(f"prompt {i}: its streams sample at other positions")
-    steps = bucket(max(len(p.scripts[0]) for p in prompts))
+    steps = coarse(max(len(p.scripts[0]) for p in prompts))
     script_GBT = np.full((streams, len(prompts), steps), layout.pad, np.int32)
     for b, prompt in enumerate(prompts):
         for g, script in enumerate(prompt.scripts):
@@ -275,7 +275,7 @@ def stack(prompts: Sequence[Prompt], layout: Layout, limit: int) -> Batch:
         if g > 0 and all(np.array_equal(ids, each[0]) for ids in each):
             each = each[:1]
         longest = max(len(ids) for ids in each) - 1
-        tokens_UL = np.full((len(each), bucket(longest)), layout.pad, np.int32)
+        tokens_UL = np.full((len(each), coarse(longest)), layout.pad, np.int32)
         tokens_UL = tokens_UL[:, : max(limit - 1, 1)]
         for row_L, ids in zip(tokens_UL, each, strict=True):
             row_L[: len(ids) - 1] = ids[:-1]
@@ -291,6 +291,13 @@ def bucket(length: int) -> int:
     while size < length:
         size += size // 2 if size & (size - 1) == 0 else size // 3
     return size
+
+
+def coarse(length: int) -> int:
+    """The next of 8, 16, 32, 64, 96, 128, 192, 256, …: `bucket` without 12, 24 and 48,
+    whose programs would take longer to compile than the padding that they save."""
+    size = bucket(length)
+    return size if size >= 64 or size & (size - 1) == 0 else bucket(size + 1)
 
 
 def texts(tokens_T: np.ndarray, layout: Layout) -> list[np.ndarray]:
