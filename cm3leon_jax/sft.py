@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from cm3leon_jax import workdir
 from cm3leon_jax.codec import load_image_tokenizer, load_text_tokenizer
 from cm3leon_jax.data import records, sources, task_sources
-from cm3leon_jax.data.documents import Document
+from cm3leon_jax.data.documents import Document, highest_label
 from cm3leon_jax.data.infill import AnswerConfig
 from cm3leon_jax.data.pipeline import Rows
 from cm3leon_jax.data.sources import SPLITS
 from cm3leon_jax.data.task_mixture import TaskMixture, ratios
+from cm3leon_jax.data.tasks import known
 from cm3leon_jax.data.tokenization import Encoders
 from cm3leon_jax.decoder_run import Measure, train_decoder
 from cm3leon_jax.models.decoder import Decoder
@@ -60,11 +61,22 @@ def prepare_tasks(system: System, directory: Path, overwrite: bool = False) -> R
 
 
 class TaskDocuments(Sequence[Document]):
-    """The examples of one split, task after task in the order of their numbers."""
+    """The examples of one split, task after task in the order of their numbers, but for
+    those with masks of classes that the system does not have (yet)."""
 
     def __init__(self, system: System, directory: Path, split: str):
-        folders = task_folders(directory, section(system).names)
-        self._parts = [sources.read_documents(folder, split) for folder in folders]
+        settings, world = section(system), system.data.source
+        folders = task_folders(directory, settings.names)
+        self._parts: list[Sequence[Document]] = [
+            sources.read_documents(folder, split) for folder in folders
+        ]
+        names, every = settings.class_names(world), task_sources.classes(world)
+        if len(names) < len(every):
+            for i, name in enumerate(settings.names):
+                if known(name).masks:
+                    self._parts[i] = [
+                        d for d in self._parts[i] if highest_label(d) < len(names)
+                    ]
         self._starts = np.cumsum([0, *map(len, self._parts)])
 
     def __len__(self) -> int:

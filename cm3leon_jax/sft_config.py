@@ -38,8 +38,9 @@ class SFTConfig(RunConfig):
     tokenizers: tasks whose training examples both tokenizers learn from as well, beside
     the documents: their words, and pictures unlike the documents' (edge maps).
     path: folder with `TASK.jsonl` for tasks that the world itself cannot make.
-    classes: names of the classes of masks; () is the world's own. class_grid: cells of
-    a mask a side, for each of the image grid's (design section 2.12).
+    classes: names of the classes of masks; () is the world's own. The first ones alone:
+    examples whose masks show another are left out, so that a class can be added later.
+    class_grid: cells of a mask a side, for each of the image grid's (section 2.12).
     start: the checkpoint that is tuned: "pretrain", or the folder `sft` of another
     work directory with the same tokenizers, to go on from there.
     parts: which parameters are trained. ema: decay of their running average, 0: none.

@@ -322,6 +322,8 @@ class System:
             made["tasks"]["examples"] = counts
             if self.sft.tokenizers:
                 names = sorted(self.sft.tokenizers)
+                # The order of segments says nothing to tokenizers: both share them.
+                kind |= {"autoregressive": False}
                 taught = {"tasks": {"names": names, "train": counts["train"], **kind}}
         text = {"text": self.vocabulary.text} | taught
         made["text_tokenizer"] = text | seed | after("documents")

@@ -11,6 +11,11 @@ WORKDIR/study/NAME, each a work directory like any other:
     without         all tasks but --new
     added-mixed     from there on, for a quarter of the updates, on all tasks
     added-alone     from there on, on the new task alone: as many samples of it
+    order-cm3, order-autoregressive
+                    all tasks that write text, the answer moved to the end as CM3 does,
+                    or the picture first and the text last; as many updates each
+    class-before    segmentation, of pictures without the last class only
+    class-added     from there on, for a quarter of the updates, with all classes
 
 What is done is skipped, so the same command goes on after an interruption. Writes
 WORKDIR/tasks_study.json, which the report shows, from all runs that are there.
@@ -42,6 +47,14 @@ MEASURED = {
 Run = tuple[dict, tuple[str, ...]]  # settings of `sft` (and steps); tasks, () for all
 
 
+# Runs that are shown beside each other, by the name of the column.
+ORDERS = {"order-cm3": "CM3", "order-autoregressive": "autoregressive"}
+CLASSES = {"class-before": "before", "class-added": "after", "alone-segment": "at once"}
+AFTER = {"class-added": "class-before"} | dict.fromkeys(
+    ("added-mixed", "added-alone"), "without"
+)
+
+
 def main() -> dict:
     from cm3leon_jax import stages
     from cm3leon_jax.evaluation import report, task_report
@@ -59,8 +72,7 @@ def main() -> dict:
         raise ValueError(f"--runs {sorted(unknown)[0]}: choose from {', '.join(runs)}")
     _evaluate(workdir, ())
     wanted = set(NAMES.value or runs)
-    if wanted & {"added-mixed", "added-alone"}:
-        wanted.add("without")
+    wanted |= {AFTER[name] for name in wanted & AFTER.keys()}
     for name, run in runs.items():
         if name in wanted:
             _make(config, workdir, name, run)
@@ -81,8 +93,13 @@ def runs_of(
 ) -> dict[str, Run]:
     """All runs in order, by name. `shares` are those of each task's tokens in the
     mixture: a run on some tasks has that part of the updates."""
+    from cm3leon_jax.data import task_sources, tasks
+
     steps = config["sft"]["optimizer"]["steps"]
     names = sorted(config["sft"]["tasks"])
+    texts = [name for name in names if tasks.known(name).writes_text]
+    world = config["data"]["source"]
+    classes = config["sft"]["classes"] or task_sources.classes(world)
 
     def part(share: float) -> int:
         return max(round(steps * share), 1)
@@ -91,16 +108,32 @@ def runs_of(
     runs: dict[str, Run] = {
         f"alone-{name}": (
             {"only": [name], "steps": part(shares[name])},
-            (MEASURED.get(name, name).partition("/")[0],),
+            (_protocol_task(name),),
         )
         for name in names
     }
+    written = sorted({_protocol_task(name) for name in texts})
+    if texts:
+        some = {"only": texts, "steps": part(sum(shares[name] for name in texts))}
+        turned = some | {"autoregressive": True}
+        runs |= {"order-cm3": (some, (*written,))}
+        runs |= {"order-autoregressive": (turned, (*written,))}
+    if "segment" in names:
+        some = {"only": ["segment"], "steps": part(shares["segment"])}
+        runs["class-before"] = (some | {"classes": classes[:-1]}, ("segment",))
+        start = str(Path(workdir) / "study" / "class-before" / "sft")
+        some = some | {"start": start, "steps": part(ADDING * shares["segment"])}
+        runs["class-added"] = (some, ("segment",))
     start = str(Path(workdir) / "study" / "without" / "sft")
     adding = {"start": start, "steps": part(ADDING)}
     alone = {"start": start, "only": [new], "steps": part(ADDING * shares[new])}
     without = {"only": others, "steps": part(1 - shares[new])}
     runs |= {"without": (without, ())}
     return runs | {"added-mixed": (adding, ()), "added-alone": (alone, ())}
+
+
+def _protocol_task(name: str) -> str:
+    return MEASURED.get(name, name).partition("/")[0]
 
 
 def _shares(system, workdir: Path) -> dict[str, float]:
@@ -130,12 +163,21 @@ def _make(config: dict, workdir: Path, name: str, run: Run) -> None:
     optimizer |= {"steps": steps, "warmup": min(optimizer["warmup"], steps // 4)}
     directory = workdir / "study" / name
     directory.mkdir(parents=True, exist_ok=True)
-    for folder in System.make(mine).stage_inputs:
-        if folder != "sft" and not (directory / folder).exists():
+    whole, made = (System.make(each).stage_inputs for each in (config, mine))
+    own = [
+        s
+        for s, folder in stages.FOLDERS.items()
+        if made.get(folder) != whole.get(folder)
+    ]
+    for folder in made:
+        if (
+            folder not in map(stages.FOLDERS.get, own)
+            and not (directory / folder).exists()
+        ):
             target = os.path.relpath(workdir / folder, directory)
             (directory / folder).symlink_to(target, target_is_directory=True)
     print(f"tasks study: {name}, {steps} updates", file=sys.stderr, flush=True)
-    stages.run(mine, directory, ["sft"], command.OVERWRITE.value)
+    stages.run(mine, directory, own, command.OVERWRITE.value)
     _evaluate(directory, tasks)
 
 
@@ -189,6 +231,10 @@ def _collect(config: dict, workdir: Path, runs: dict[str, Run]) -> dict:
                 tasks.setdefault(task, {})[key.partition("/")[2]] = pair
     shown = {"without": "before", "added-mixed": "mixed", "added-alone": "alone"}
     added = {title: found[n] for n, title in shown.items() if found[n]}
+    orders, classes = (
+        {title: found[n] for n, title in names.items() if found.get(n)}
+        for names in (ORDERS, CLASSES)
+    )
     return {
         "config": config["name"],
         "config_hash": config_hash(config),
@@ -197,6 +243,8 @@ def _collect(config: dict, workdir: Path, runs: dict[str, Run]) -> dict:
         "measured": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         "tasks": tasks,
         "added": {"task": NEW.value, "runs": added} if added else {},
+        "orders": orders if len(orders) > 1 else {},
+        "classes": classes if len(classes) > 1 else {},
     }
 
 

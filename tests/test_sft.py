@@ -14,9 +14,10 @@ from flax import nnx
 
 from cm3leon_jax import stages, vocab
 from cm3leon_jax.data import infill, records, sources, task_sources
+from cm3leon_jax.data.documents import highest_label
 from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.preparation import Pictures
-from cm3leon_jax.sft import _parts_of, open_task_rows
+from cm3leon_jax.sft import TaskDocuments, _parts_of, open_task_rows
 from cm3leon_jax.system import System
 from cm3leon_jax.training import loss
 from cm3leon_jax.training.checkpoint import leaf_names, load_model
@@ -168,6 +169,27 @@ def test_tuning_goes_on_from_another_tuned_system(workdir, system, tmp_path):
     pretrained = weights(workdir / "pretrain", system)
     assert not np.array_equal(tuned.unembed[...], pretrained.unembed[...])
     assert _parts_of(workdir / "pretrain", system) == (EVERYTHING, False)
+
+
+def test_masks_of_classes_to_come_are_left_out(workdir, system):
+    config = tiny_tasks.tiny_config()
+    config["sft"]["classes"] = tiny_tasks.CLASSES[:-1]
+    fewer = System.make(config)
+    every = TaskDocuments(system, workdir, "train")
+    some = TaskDocuments(fewer, workdir, "train")
+    shown = [d for d in every[:] if highest_label(d) < len(tiny_tasks.CLASSES) - 1]
+    assert 0 < len(some) < len(every)
+    assert [d.id for d in some[:]] == [d.id for d in shown]
+    before, after = system.stage_inputs, fewer.stage_inputs
+    assert {k for k in after if after[k] != before[k]} == {"task_tokens", "sft"}
+
+
+def test_the_order_of_segments_leaves_tokenizers_alone(system):
+    config = tiny_tasks.tiny_config()
+    config["sft"]["autoregressive"] = True
+    before, after = system.stage_inputs, System.make(config).stage_inputs
+    changed = {k for k in after if after[k] != before[k]}
+    assert changed == {"tasks", "task_tokens", "sft"}
 
 
 def test_systems_without_sft_depend_on_what_they_did():

@@ -67,12 +67,19 @@ def test_runs_differ_in_tuning_alone():
         config["sft"]["optimizer"]["steps"] = steps
         config["sft"]["optimizer"]["warmup"] = min(steps, 10)
         made = System.make(config).stage_inputs
-        assert {key for key in made if made[key] != before[key]} == {"sft"}, name
+        others = {"order-autoregressive": {"tasks", "task_tokens"}}
+        others["class-before"] = {"task_tokens"}
+        changed = {key for key in made if made[key] != before[key]}
+        assert changed == {"sft"} | others.get(name, set()), name
         seen.add(json.dumps(made["sft"], sort_keys=True, default=list))
-    assert len(seen) == len(runs) == len(whole["sft"]["tasks"]) + 3
+    assert len(seen) == len(runs) == len(whole["sft"]["tasks"]) + 7
     alone = runs["alone-edit"][0]
     assert alone["only"] == ["edit"]
     assert runs["added-mixed"][0]["start"].endswith("without/sft")
+    assert runs["class-added"][0]["start"].endswith("class-before/sft")
+    assert runs["class-before"][0]["classes"][-1] == "diamond"
+    both = [runs[f"order-{name}"][0] for name in ("cm3", "autoregressive")]
+    assert both[0]["only"] == both[1]["only"] and "answer" in both[0]["only"]
 
 
 def test_the_report_compares_together_and_alone(tmp_path):
@@ -91,3 +98,84 @@ def test_the_report_compares_together_and_alone(tmp_path):
     assert "edit/changed" in page and "-0.200 <b>lost</b>" in page
     assert "0.92</td>" in page and "added to a tuned checkpoint" in page
     assert task_report.section(tmp_path / "nothing", []) == ""
+
+
+SMALL = {
+    "data.train": 120,
+    "data.validation": 20,
+    "data.test": 20,
+    "image_tokenizer.validation_pictures": 8,
+    "image_tokenizer.model.channels": 16,
+    "image_tokenizer.training.optimizer.steps": 6,
+    "image_tokenizer.training.optimizer.warmup": 2,
+    "image_tokenizer.training.unquantised_steps": 2,
+    "image_tokenizer.training.restart_until": 5,
+    "decoder.layers": 1,
+    "decoder.width": 32,
+    "decoder.heads": 2,
+    "decoder.mlp": 64,
+    "pretrain.optimizer.steps": 4,
+    "pretrain.optimizer.warmup": 1,
+    "pretrain.validation_batches": 1,
+    "sft.examples.train": 24,
+    "sft.examples.validation": 12,
+    "sft.examples.test": 12,
+    "sft.optimizer.steps": 40,
+    "sft.optimizer.warmup": 4,
+    "sft.validation_batches": 1,
+    "sampling.text_candidates": 1,
+}
+PROTOCOL = """from ml_collections import ConfigDict
+def get_config():
+    return ConfigDict({"name": "tiny", "world": "shape_tasks", "split": "test",
+        "documents": 4, "tasks": ("answer", "segment"), "shown": 1, "seed": 0})
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_study_in_small(tmp_path):
+    (tmp_path / "tiny.py").write_text(PROTOCOL)
+    runs = ("order-cm3", "order-autoregressive", "class-added", "alone-segment")
+    arguments = [
+        *("--config", "configs/shapes.py:full", "--workdir", tmp_path / "run"),
+        *(
+            "--protocol",
+            tmp_path / "tiny.py",
+            "--runs",
+            ",".join((*runs, "added-alone")),
+        ),
+        *(f"--config.{key}={value}" for key, value in SMALL.items()),
+    ]
+    found = subprocess.run(
+        [sys.executable, ROOT / "launch" / "tasks_study.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert found.returncode == 0, found.stderr
+    result = json.loads(
+        Path(json.loads(found.stdout.splitlines()[-1])["study"]).read_text()
+    )
+    assert set(result["orders"]) == {"CM3", "autoregressive"}
+    for scores in result["orders"].values():
+        assert {"answer/accuracy", "caption/objects", "science/accuracy"} <= set(scores)
+    assert set(result["classes"]) == {"before", "after", "at once"}
+    assert "segment/iou/star" not in result["classes"]["before"]
+    assert set(result["added"]["runs"]) == {"before", "alone"}
+    assert set(result["tasks"]) == {"segment"}
+    # Only what differs is made anew.
+    study = tmp_path / "run" / "study"
+    own = {
+        name: {
+            f.name
+            for f in (study / name).iterdir()
+            if f.is_dir() and not f.is_symlink()
+        }
+        for name in (*runs, "class-before")
+    }
+    made = {name: folders - {"eval", "samples"} for name, folders in own.items()}
+    assert made["order-autoregressive"] == {"tasks", "task_tokens", "sft"}
+    assert made["class-before"] == {"task_tokens", "sft"}
+    assert made["order-cm3"] == made["class-added"] == made["alone-segment"] == {"sft"}
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "CM3 or autoregressive" in page and "A class added" in page

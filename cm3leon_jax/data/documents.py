@@ -111,6 +111,12 @@ class Skipped:
     reason: str
 
 
+def highest_label(document: Document) -> int:
+    """Of its masks; 0 where it has none."""
+    masks = (s.array for s in document.segments if isinstance(s, Mask))
+    return max((int(x.max()) for x in masks if x is not None), default=0)
+
+
 def to_bytes(document: Document) -> bytes:
     """Document -> msgpack bytes (pictures as PNG, losslessly)."""
     return msgpack.Packer().pack(

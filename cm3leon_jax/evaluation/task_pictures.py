@@ -25,7 +25,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data import controls
-from cm3leon_jax.data.documents import Document
+from cm3leon_jax.data.documents import Document, highest_label
 from cm3leon_jax.data.shapes import Object
 from cm3leon_jax.data.tasks import STRENGTHS
 from cm3leon_jax.evaluation import oracle, scenes, segmentation, shapes
@@ -246,10 +246,12 @@ def variation(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outco
 
 
 def segment(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
-    """Class maps beside the best that their grid can say."""
+    """Class maps beside the best that their grid can say. Pictures of a class that
+    the model does not have are left out."""
     masks = model.codec.masks
     if masks is None:
         raise ValueError(f"{model.system.name} has no classes to segment by")
+    documents = [d for d in documents if highest_label(d) < len(masks.classes)]
     made = asked(
         documents,
         lambda given, wording: model.segment(

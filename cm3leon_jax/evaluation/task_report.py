@@ -2,7 +2,7 @@
 others, and what they cost each other (`tasks_study.json`, by `launch/tasks_study.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ MAIN: dict[str, float | None] = {
     "edit_region/kept": None,
     "infill/objects": 0.95,
     "infill/kept": 0.99,
+    "two_edits/changed": None,
+    "two_edits/kept": None,
+    "two_edits/both": None,
     "segment/miou": None,
     "segment/ceiling": 0.75,
     "segment/miou_of_ceiling": 0.95,
@@ -65,7 +68,23 @@ def section(root: Path, results: Sequence[Mapping[str, Any]]) -> str:
     if study.get("tasks"):
         parts.append(_together(study["tasks"]))
     if study.get("added"):
-        parts.append(_added(study["added"]))
+        heading = f"{title(str(study['added']['task']))} added to a tuned checkpoint"
+        about, runs = "What the other tasks lose by it.", study["added"]["runs"]
+        parts.append(_beside(heading, about, runs, MAIN))
+    if study.get("orders"):
+        about = (
+            "Tasks that write text, tuned on the same samples: the answer moved to the "
+            "end, after the picture, or the text simply last."
+        )
+        parts.append(_beside("CM3 or autoregressive", about, study["orders"], MAIN))
+    if study.get("classes"):
+        about = (
+            "Segmentation, tuned without the last class, then with it for a quarter of "
+            "the updates; and with it from the start."
+        )
+        runs = study["classes"]
+        keys = dict.fromkeys(k for scores in runs.values() for k in scores)
+        parts.append(_beside("A class added to a tuned checkpoint", about, runs, keys))
     return "".join(parts)
 
 
@@ -110,19 +129,17 @@ def _together(tasks: Mapping[str, Any]) -> str:
     )
 
 
-def _added(added: Mapping[str, Any]) -> str:
-    """A task added to a tuned checkpoint: in a mixture with the others, or alone."""
-    runs = added["runs"]
-    keys = [key for key in MAIN if any(key in scores for scores in runs.values())]
+def _beside(
+    heading: str, about: str, runs: Mapping[str, Any], keys: Iterable[str]
+) -> str:
+    """Scores of several runs beside each other."""
     rows = [
         (escape(key), *(_cell(scores.get(key)) for scores in runs.values()))
         for key in keys
+        if any(key in scores for scores in runs.values())
     ]
     head = ("measure", *(escape(name.replace("_", " ")) for name in runs))
-    return (
-        f"<h3>{title(str(added['task']))} added to a tuned checkpoint</h3>"
-        f"<p>What the other tasks lose by it.</p>{table(rows, head)}"
-    )
+    return f"<h3>{heading}</h3><p>{about}</p>{table(rows, head)}"
 
 
 def _goal(score: Mapping[str, Any], goal: float) -> str:
