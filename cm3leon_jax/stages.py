@@ -22,7 +22,14 @@ from cm3leon_jax.data import records
 from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.pipeline import Rows
 from cm3leon_jax.decoder_run import Measure, train_decoder
-from cm3leon_jax.evaluation import entities, pairs, public_sets, shapes, tasks
+from cm3leon_jax.evaluation import (
+    entities,
+    icon_tasks,
+    pairs,
+    public_sets,
+    shapes,
+    tasks,
+)
 from cm3leon_jax.evaluation.protocol import Protocol, run_protocol
 from cm3leon_jax.memory import build_bank, train_dual_encoder
 from cm3leon_jax.models.decoder import Decoder, abstract
@@ -153,6 +160,7 @@ def check_protocol(protocol: Protocol) -> None:
 EVALUATORS: dict[str, Mapping[str, Any]] = {
     "shapes": shapes.TASKS,
     "shape_tasks": tasks.TASKS,
+    "icon_tasks": icon_tasks.TASKS,
     "pairs": pairs.TASKS,
     "entities": entities.TASKS,
 }

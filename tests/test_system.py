@@ -12,6 +12,7 @@ CONFIGS = {
     "shapes:quick": shapes.get_config("quick"),
     "shapes:study": shapes.get_config("study"),
     "icons:quick": icons.get_config("quick"),
+    "icons:tasks": icons.get_config("tasks"),
     "folder": folder.get_config("my_pictures"),
     "cm3leon_350m": cm3leon_350m.get_config(),
     "cm3leon_760m": cm3leon_760m.get_config(),

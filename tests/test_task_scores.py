@@ -39,6 +39,10 @@ def some(task, unseen=False, count=COUNT):
     return list(itertools.islice(found, count))
 
 
+def two_edits(count=COUNT):
+    return list(itertools.islice(shape_tasks.two_edits(WORLD, "test"), count))
+
+
 def truth(document):
     """What a perfect model writes, draws or labels."""
     task = tasks.known(document.metadata["task"])
@@ -80,7 +84,10 @@ class Oracle:
             self.known[task] = {}
             spec = tasks.known(task)
             unseen = [False, True] if spec.unseen else [False]
-            for document in itertools.chain(*(some(task, u, 40) for u in unseen)):
+            known = itertools.chain(*(some(task, u, 40) for u in unseen))
+            if task == "edit":
+                known = itertools.chain(known, two_edits(40))
+            for document in known:
                 key = self._key(document.metadata["template"], *self._given(document))
                 self.known[task][key] = document
         rows = zip(*given, strict=True)
@@ -335,7 +342,7 @@ def test_captions_that_make_things_up():
 def test_masks_have_the_size_of_their_key():
     rng = np.random.default_rng(0)
     for low, high in filling.SIZES:
-        mask = filling._mask_of_size(rng, Oracle(), low, high)
+        mask = filling.mask_of_size(rng, Oracle(), low, high)
         assert mask.shape == (64, 64) and low <= 100 * mask.mean() <= high
 
 

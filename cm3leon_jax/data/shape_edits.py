@@ -159,6 +159,52 @@ def edit(
     return shapes.search(attempt, f"edit of the kind {kind!r}")
 
 
+def two(
+    config: ShapesConfig, split: str, rng: np.random.Generator
+) -> tuple[Edit, tuple[tuple[int, ...], ...]]:
+    """Two edits of different kinds in one instruction, and the cells of each.
+
+    No training example has two: this asks for a composition of what is known. Both mean
+    the objects of the given picture; neither touches a cell of the other.
+    """
+    kinds = [k for k in KINDS if k != "background" and _possible(config, k)]
+
+    def attempt():
+        source = shapes.draw(config, split, rng)
+        for _ in range(_PER_SCENE):
+            chosen = [kinds[i] for i in rng.permutation(len(kinds))[:2]]
+            found = [
+                _step(config, source, k, _references(config, source, k, SEEN, rng), rng)
+                for k in chosen
+            ]
+            steps = [step for step in found if step is not None]
+            if len(steps) < 2:
+                continue
+            parts = tuple(
+                tuple(sorted({o.cell for o in (*s.before, *s.after)})) for s in steps
+            )
+            target = _apply(_apply(source, steps[0]), steps[1])
+            apart = not {*parts[0]} & {*parts[1]}
+            if apart and shapes.allowed(config, split, target.objects):
+                words = [
+                    pick(WORDINGS[SEEN][kind], rng).format(**step.words)
+                    for kind, step in zip(chosen, steps, strict=True)
+                ]
+                made = Edit(
+                    kind=" and ".join(sorted(chosen)),
+                    instruction=" and ".join(words),
+                    source=source,
+                    target=target,
+                    cells=tuple(sorted((*parts[0], *parts[1]))),
+                    spatial=any(step.spatial for step in steps),
+                    several=any(len(step.before) > 1 for step in steps),
+                )
+                return made, parts
+        return None
+
+    return shapes.search(attempt, "two edits of one scene")
+
+
 def _possible(config: ShapesConfig, kind: str) -> bool:
     """Whether this world has anything to choose from."""
     return {
@@ -176,7 +222,7 @@ def _references(
     kind: str,
     wordings: bool,
     rng: np.random.Generator,
-    local: bool,
+    local: bool = False,
 ) -> list[Reference]:
     """Those among which the object or objects to be changed are chosen."""
     if kind in ("add", "background"):

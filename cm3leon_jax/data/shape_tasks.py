@@ -165,6 +165,21 @@ def _edit(config, split, rng, unseen) -> Made:
     }
 
 
+def two_edits(config: ShapesConfig, split: str) -> Iterator[Document]:
+    """Endless examples of the task `edit` with two edits in one instruction, which no
+    training example has. Metadata as of `edit`; its "parts" are the cells of each."""
+    for number in itertools.count():
+        key = [number, shapes.SPLITS[split].start, zlib.crc32(b"two edits")]
+        both, parts = shape_edits.two(config, split, np.random.default_rng(key))
+        fields, facts = _picture(config, both.target, instruction=both.instruction)
+        fields["source"] = shapes.render(config, both.source)
+        facts |= {"scene": both.source.to_json(), "edit": both.facts(config)}
+        facts["edit"]["parts"] = [list(cells) for cells in parts]
+        name = f"shapes/two edits/{split}/{number:09d}"
+        facts |= {"licence": "CC0-1.0", "source": "shapes"}
+        yield fill("edit", fields, 0, id=name, **facts)
+
+
 def _edit_region(config, split, rng, unseen) -> Made:
     edit = shape_edits.edit(config, split, rng, unseen, local=True)
     fields, facts = _picture(config, edit.target, instruction=edit.instruction)

@@ -5,15 +5,16 @@ are of wordings that training has never used. A scorer takes as many examples as
 the wanted number of things that it counts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
 
 from cm3leon_jax.api import CM3Leon
-from cm3leon_jax.data import shape_tasks, tasks
+from cm3leon_jax.data import icon_tasks, shape_tasks, tasks
 from cm3leon_jax.data.documents import Document
+from cm3leon_jax.data.icons import IconsConfig
 from cm3leon_jax.evaluation import scenes
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome
 
@@ -31,8 +32,18 @@ def drawn(
     unseen: bool = False,
 ) -> list[Document]:
     """The first test examples of a task that have `least` counted things together."""
-    world, found, total = scenes.world_of(model), [], 0
-    made = shape_tasks.examples(world, task, "test", unseen_wording=unseen)
+    world, own = model.system.source, icon_tasks
+    if not isinstance(world, IconsConfig):
+        world, own = scenes.world_of(model), shape_tasks
+    made = own.examples(world, task, "test", unseen_wording=unseen)
+    return enough(made, least, counted)
+
+
+def enough(
+    made: Iterator[Document], least: int, counted: Callable[[Document], int]
+) -> list[Document]:
+    """The first of these documents that have `least` counted things together."""
+    found, total = [], 0
     while total < least:
         found.append(next(made))
         total += counted(found[-1])

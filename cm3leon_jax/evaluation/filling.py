@@ -3,6 +3,7 @@
 Visible codes are copied, so `kept` tells of objects that a mask cuts through.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,11 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.infill import draw_region
 from cm3leon_jax.data.shapes import ShapesConfig
-from cm3leon_jax.evaluation import scenes
-from cm3leon_jax.evaluation.protocol import Outcome, Sample, Score
+from cm3leon_jax.evaluation import oracle, scenes
+from cm3leon_jax.evaluation.protocol import Outcome, Sample, Score, interval
 from cm3leon_jax.tokenizers import regions
 
+_ROUNDING = 8  # levels of a channel
 SIZES = ((10, 25), (25, 50), (50, 75))  # % of the code cells that are hidden
 
 
@@ -53,7 +55,7 @@ def infill_sizes(model: CM3Leon, documents: Sequence[Document], seed: int) -> Ou
     rng = np.random.default_rng(seed)
     scores, samples = {}, []
     for low, high in SIZES:
-        masks = [_mask_of_size(rng, model, low, high) for _ in documents]
+        masks = [mask_of_size(rng, model, low, high) for _ in documents]
         given, inside, outside, some = _fill_fitting(model, documents, masks, seed)
         if given:
             scores[f"objects_{low}_{high}"] = _f1(given, inside)
@@ -63,11 +65,52 @@ def infill_sizes(model: CM3Leon, documents: Sequence[Document], seed: int) -> Ou
     return Outcome(scores, [sample for turn in turns for sample in turn])
 
 
-def _mask_of_size(
+def infill_untold(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
+    """Without a text, by how much is hidden: nothing says what is to come, but it must
+    go with the rest. `valid_LOW_HIGH`: pictures that are a scene of this world, every
+    object whole and no more of them than there may be. `kept_LOW_HIGH`: objects of the
+    cells that no mask touches, against the reconstruction. `visible_LOW_HIGH`: pixels
+    of visible code cells that are those of the reconstruction, but for rounding."""
+    world, grid = scenes.world_of(model), model.codec.image.grid
+    rng = np.random.default_rng(seed)
+    originals = scenes.pictures(documents)
+    rebuilt = [np.asarray(picture) for picture in model.reconstruct(originals)]
+    scores, samples = {}, []
+    for low, high in SIZES:
+        masks = [mask_of_size(rng, model, low, high) for _ in documents]
+        cells = [_touched(world, _hidden(mask, grid)) for mask in masks]
+        _, outside, some = _fill(model, documents, masks, cells, seed, told=False)
+        made = [np.asarray(sample.pictures["infilled"]) for sample in some]
+        valid = np.array([_is_scene(oracle.parse(world, x), world) for x in made])
+        same = [kept(a, b, ~m) for a, b, m in zip(rebuilt, made, masks, strict=True)]
+        name = f"{low}_{high}"
+        scores[f"valid_{name}"] = interval(valid.astype(float), np.mean, len(valid))
+        scores[f"kept_{name}"] = _f1(documents, outside)
+        scores[f"visible_{name}"] = interval(np.array(same), np.mean, len(same))
+        pairs = zip(some, valid, outside, strict=True)
+        samples.append(
+            [dataclasses.replace(s, ok=bool(v and a == b)) for s, v, (a, b) in pairs]
+        )
+    turns = zip(*samples, strict=True)
+    return Outcome(scores, [sample for turn in turns for sample in turn])
+
+
+def kept(before_YXC: np.ndarray, after_YXC: np.ndarray, where_YX: np.ndarray) -> float:
+    """The share of pixels, of those meant, that are the same but for rounding."""
+    far_YX = np.abs(before_YXC.astype(int) - after_YXC).max(axis=2) > _ROUNDING
+    return float(1 - far_YX[where_YX].mean()) if where_YX.any() else 1.0
+
+
+def _is_scene(found: scenes.Objects, world: ShapesConfig) -> bool:
+    known = all(o.shape != oracle.UNKNOWN for o in found)
+    return bool(known and 1 <= len(found) <= world.max_objects)
+
+
+def mask_of_size(
     rng: np.random.Generator, model: CM3Leon, low: int, high: int
 ) -> np.ndarray:
     """Bool [Y, X], True in `low` to `high` % of the code cells."""
-    grid, size = model.codec.image.grid, scenes.world_of(model).image_size
+    grid, size = model.codec.image.grid, model.system.source.image_size
     runs = len(model.layout.sentinels) - 1  # and one for the text
     while True:
         cells = draw_region(rng, grid, runs)
@@ -124,11 +167,13 @@ def _fill(
     masks: Sequence[np.ndarray],
     cells: Sequence[set[int]],
     seed: int,
+    told: bool = True,
 ) -> tuple[list[tuple], list[tuple], list[Sample]]:
     """(wanted, found) objects in `cells` of the layout, (kept, found) of the others,
-    and samples, of pictures with `masks` painted anew."""
+    and samples, of pictures with `masks` painted anew, described or not."""
     originals, prompts = scenes.pictures(documents), scenes.captions(documents)
-    painted: Any = model.infill(originals, masks, prompts, seed=seed)
+    texts = prompts if told else None
+    painted: Any = model.infill(originals, masks, texts, seed=seed)
     before = scenes.parsed(model, model.reconstruct(originals))
     inside, outside, samples = [], [], []
     for prompt, a, b, mask, mine, wanted, kept, found in zip(
@@ -140,11 +185,14 @@ def _fill(
         inside.append((w, f))
         k, g = ({o for o in x if o.cell not in mine} for x in (kept, found))
         outside.append((k, g))
-        blanked = _blanked(a, _hidden(mask, model.codec.image.grid))
-        pictures = {"blanked": blanked, "infilled": b, "original": a}
+        grey = blanked(a, _hidden(mask, model.codec.image.grid))
+        pictures = {"blanked": grey, "infilled": b, "original": a}
         samples.append(
             Sample(
-                text=prompt, pictures=pictures, ok=w == f, note=scenes.difference(w, f)
+                text=prompt if told else "",
+                pictures=pictures,
+                ok=w == f,
+                note=scenes.difference(w, f) if told else "",
             )
         )
     return inside, outside, samples
@@ -182,7 +230,7 @@ def _touched(world: ShapesConfig, mask: np.ndarray) -> set[int]:
     return {cell for cell in cells if (mask & _cell_mask(world, cell)).any()}
 
 
-def _blanked(picture: Pillow.Image, mask: np.ndarray) -> Pillow.Image:
+def blanked(picture: Pillow.Image, mask: np.ndarray) -> Pillow.Image:
     pixels = np.array(picture)
     pixels[mask] = regions.GREY
     return Pillow.fromarray(pixels)

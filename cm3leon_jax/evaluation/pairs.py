@@ -75,14 +75,9 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     """`words`: F1 of the caption's words against the artist's, and samples."""
     originals, texts = _parts(documents)
     found = model.caption(list(originals), seed=seed)
-    counts = np.array([_overlap(a, b) for a, b in zip(texts, found, strict=True)])
-
-    def f1(rows: np.ndarray) -> float:
-        right, said, wanted = rows.sum(0)
-        return 2 * right / max(said + wanted, 1)
-
+    counts = np.array([overlap(a, b) for a, b in zip(texts, found, strict=True)])
     return Outcome(
-        {"words": interval(counts, f1, len(counts))},
+        {"words": interval(counts, words_f1, len(counts))},
         [
             Sample(
                 text=made,
@@ -146,6 +141,13 @@ def _parts(documents: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
     return pictures, [d.segments[0].text for d in documents]
 
 
-def _overlap(wanted: str, found: str) -> tuple[int, int, int]:
+def words_f1(rows: np.ndarray) -> float:
+    """Of `overlap`s [B, 3] added up."""
+    right, said, wanted = rows.sum(0)
+    return 2 * right / max(said + wanted, 1)
+
+
+def overlap(wanted: str, found: str) -> tuple[int, int, int]:
+    """Words in both texts, in `found` and in `wanted`."""
     a, b = (set(text.replace(",", " ").lower().split()) for text in (wanted, found))
     return len(a & b), len(b), len(a)

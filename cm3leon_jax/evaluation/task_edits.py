@@ -13,10 +13,17 @@ import numpy as np
 from PIL import Image as Pillow
 
 from cm3leon_jax.api import CM3Leon
+from cm3leon_jax.data import shape_tasks
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import ShapesConfig
 from cm3leon_jax.evaluation import oracle, scenes
-from cm3leon_jax.evaluation.examples import asked, column, evaluator, picture
+from cm3leon_jax.evaluation.examples import (
+    asked,
+    column,
+    enough,
+    evaluator,
+    picture,
+)
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.scenes import Objects
 
@@ -48,6 +55,32 @@ def edit_region(model: CM3Leon, documents: Sequence[Document], seed: int) -> Out
         ),
     )
     return outcome(scenes.world_of(model), documents, painted)
+
+
+def two_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
+    """Two edits in one instruction, where training has one: `changed` and `kept` as of
+    one, `first` and `second`: the share of places right of that edit, in the order of
+    the instruction; `both`: of pictures with all of them right."""
+    world = scenes.world_of(model)
+    some = enough(shape_tasks.two_edits(world, "test"), len(documents), changes)
+    images, texts = column(some, "source"), column(some, "instruction")
+    painted = model.edit(images, texts, wording=0, seed=seed)
+    whole = outcome(world, some, painted)
+    rights = []
+    for document, image in zip(some, painted, strict=True):
+        found = oracle.parse(world, np.asarray(image))
+        wanted = frozenset(scenes.shown(document, "target_scene").objects)
+        parts = document.metadata["edit"]["parts"]
+        hits = [[_at(wanted, c) == _at(found, c) for c in part] for part in parts]
+        rights.append([(sum(part), len(part)) for part in hits])
+    counts = np.array(rights)  # [B, 2, 2]: of the first and second edit, right and all
+    names = ("changed", "kept", "changed_spatial", "kept_background")
+    scores = {name: whole.scores[name] for name in names if name in whole.scores}
+    for name, part in (("first", counts[:, 0]), ("second", counts[:, 1])):
+        scores[name] = interval(part, _rate, part[:, 1].sum())
+    every = (counts[..., 0] == counts[..., 1]).all(1).astype(float)
+    scores["both"] = interval(every, np.mean, len(every))
+    return Outcome(scores, whole.samples)
 
 
 def outcome(
@@ -150,4 +183,5 @@ _MAIN = ("changed", "kept")
 TASKS: dict[str, Evaluator] = {
     "edit": evaluator("edit", edit, changes, again=_MAIN),
     "edit_region": evaluator("edit_region", edit_region, changes, again=_MAIN),
+    "two_edits": two_edits,
 }

@@ -19,6 +19,7 @@ from cm3leon_jax.evaluation.protocol import Evaluator
 TASKS: dict[str, Evaluator] = {
     **shapes.TASKS,
     "infill_sizes": filling.infill_sizes,
+    "infill_untold": filling.infill_untold,
     **task_texts.TASKS,
     **task_edits.TASKS,
     **task_pictures.TASKS,

@@ -1,0 +1,199 @@
+"""Scores of artwork: what is known of the truth and of pictures that are wrong."""
+
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from test_icon_tasks import world  # noqa: F401
+
+from cm3leon_jax.data import icon_tasks, tasks
+from cm3leon_jax.data.icon_sets import SETS
+from cm3leon_jax.evaluation import icon_tasks as scoring
+from cm3leon_jax.evaluation import looks
+from cm3leon_jax.evaluation.protocol import Protocol
+from cm3leon_jax.stages import check_protocol
+from configs.eval import icon_tasks as protocols
+
+pytest.importorskip("resvg_py", reason="the extra `icons` is not installed")
+COUNT = 24
+
+
+@pytest.fixture(autouse=True)
+def plain_features(monkeypatch):
+    """Of the pixels, so that no network is needed."""
+
+    def features(pictures):
+        flat = np.stack([x[::4, ::4].reshape(-1) / 255.0 for x in pictures])
+        means = np.stack([x.reshape(-1, 3).mean(0) for x in pictures])
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True), means
+
+    monkeypatch.setattr(looks, "features", features)
+
+
+class Model:
+    """Gives `made(task, fields)` for every prompt, here the truth."""
+
+    def __init__(self, source, made=None):
+        self.system = SimpleNamespace(source=source, name="artist")
+        self.layout = SimpleNamespace(sentinels=range(20))
+        self.codec = SimpleNamespace(image=SimpleNamespace(grid=(8, 8)))
+        self.made = made
+
+    def reconstruct(self, images):
+        return [Pillow.fromarray(x) for x in images]
+
+    def text_to_image(self, prompts, *, seed):
+        return self._all("text_to_image", caption=prompts)
+
+    def ground(self, prompts, boxes, *, wording, seed):
+        return self._all("ground", caption=prompts, objects=boxes)
+
+    def variation(self, images, *, wording, seed):
+        return self._all("variation", source=images)
+
+    def control(self, images, kind, prompts, *, strength=None, wording, seed):
+        if strength is None:
+            return self._all(f"control_{kind}", caption=prompts, **{kind: images})
+        words = [tasks.strength_word(strength)] * len(images)
+        return self._all(
+            f"reference_{kind}", caption=prompts, reference=images, strength=words
+        )
+
+    def edit(self, images, instructions, *, regions=None, wording, seed):
+        assert all(len(box) == 4 for box in regions or ())
+        task = "edit_region" if regions else "edit"
+        return self._all(task, source=images, instruction=instructions)
+
+    def _all(self, task, **columns):
+        rows = zip(*columns.values(), strict=True)
+        fields = [dict(zip(columns, row, strict=True)) for row in rows]
+        return [Pillow.fromarray(self.made(task, row)) for row in fields]
+
+    def infill(self, images, masks, prompts, *, seed):
+        return [Pillow.fromarray(self.made("infill", {"image": x})) for x in images]
+
+    def caption(self, images, *, style, wording, seed):
+        return [self.made(style, {"image": x}) for x in images]
+
+
+def truth(source):
+    """What the artists made of the fields."""
+    known = {}
+
+    def key(row):
+        parts = [getattr(x, "array", x) for _, x in sorted(row.items())]
+        return tuple(x.tobytes() if hasattr(x, "tobytes") else str(x) for x in parts)
+
+    def made(task, row):
+        if task not in known:
+            known[task] = {}
+            spec = tasks.known(task)
+            for unseen in (False, True) if spec.unseen else (False,):
+                found = icon_tasks.examples(source, task, "test", unseen_wording=unseen)
+                for document in itertools.islice(found, COUNT):
+                    fields = tasks.parse(task, document)
+                    image = fields.pop("image").array
+                    given = {n: x for n, x in fields.items() if n != "region"}
+                    known[task][key(given)] = image
+        return known[task][key(row)]
+
+    return made
+
+
+PAINTED = ("edit", "edit_region", "ground", "control_edge", "control_segmentation")
+DOCUMENTS = [None] * COUNT
+
+
+@pytest.mark.parametrize(
+    "task", [*PAINTED, "control_scribble", "reference_composition"]
+)
+def test_the_artists_pictures_reach_the_ceiling(world, task):  # noqa: F811
+    outcome = scoring.TASKS[task](Model(world, truth(world)), DOCUMENTS, 0)
+    assert len(outcome.samples) == COUNT and outcome.scores
+    for key, score in outcome.scores.items():
+        if f"{key}_ceiling" in outcome.scores:
+            assert score == outcome.scores[f"{key}_ceiling"], key
+        if key.startswith(("nearer", "kept", "edge_f1")):
+            assert score["value"] == 1, key
+
+
+def test_a_source_given_back_is_no_edit(world):  # noqa: F811
+    model = Model(world, lambda task, row: row["source"])
+    for task in ("edit", "edit_region"):
+        scores = scoring.TASKS[task](model, DOCUMENTS, 0).scores
+        assert scores["nearer"]["value"] == 0 and scores["kept"]["value"] == 1
+        kinds = [key for key in scores if key.startswith("nearer_")]
+        assert len(kinds) > 3
+
+
+def test_an_empty_picture_shows_nothing(world):  # noqa: F811
+    model = Model(world, lambda task, row: np.full((32, 32, 3), 255, np.uint8))
+    for task, key in (("control_edge", "edge_f1"), ("ground", "boxes")):
+        scores = scoring.TASKS[task](model, DOCUMENTS, 0).scores
+        assert scores[key]["value"] < 0.5 < scores[f"{key}_ceiling"]["value"]
+
+
+def test_references_and_styles_of_new_artists(world):  # noqa: F811
+    with pytest.raises(ValueError, match="was trained on all artists"):
+        scoring.reference_style_new(Model(world), DOCUMENTS, 0)
+    some = tuple(name for name in SETS if name not in ("twemoji", "icon-park"))
+    mine = dataclasses.replace(world, sets=some)
+    seen = []
+
+    def made(task, row):
+        seen.append(row)
+        return row["reference"]
+
+    outcome = scoring.reference_style_new(Model(mine, made), DOCUMENTS, 0)
+    assert len(seen) == COUNT
+    styles = {"style", "style_ceiling", "one_of_ten", "one_of_ten_ceiling"}
+    assert styles == set(outcome.scores)
+    assert outcome.scores["one_of_ten_ceiling"]["value"] == 1
+
+
+def test_what_is_hidden_and_what_is_seen(world):  # noqa: F811
+    same = scoring.TASKS["infill"](
+        Model(world, lambda _, row: row["image"]), DOCUMENTS, 0
+    )
+    assert same.scores["visible"]["value"] == 1
+    assert same.scores["hidden_psnr_untold"]["value"] == 100
+    assert len(same.samples) == 2 * COUNT
+    assert [sample.text for sample in same.samples[:2]] == ["", "untold"]
+    white = np.full((32, 32, 3), 255, np.uint8)
+    scores = scoring.TASKS["infill"](
+        Model(world, lambda *_: white), DOCUMENTS, 0
+    ).scores
+    assert scores["visible"]["value"] < 1 and scores["hidden_psnr"]["value"] < 50
+
+
+def test_words_of_captions(world):  # noqa: F811
+    model = Model(world, lambda style, row: "nothing of that kind")
+    scores = scoring.TASKS["caption"](model, DOCUMENTS, 0).scores
+    assert set(scores) == {"words", "words_detailed", "words_long"}
+    assert scores["words"]["value"] == 0
+
+
+def test_measures_by_hand():
+    ground = (200, 200, 200)
+    pixels = np.full((2, 2, 3), 200, np.uint8)
+    pixels[0, 1] = (200, 100, 200)
+    assert looks.painted(pixels, ground).tolist() == [[False, True], [False, False]]
+    assert looks.nearer(pixels, pixels, pixels + 1, np.ones((2, 2), bool))
+    names = list("abcdefghijkl")
+    vectors = np.eye(12)
+    assert looks.found_among(vectors, vectors, names).all()
+    assert not looks.found_among(np.roll(vectors, 1, 0) * 0, vectors, names).any()
+    with pytest.raises(ValueError, match="too few names"):
+        looks.found_among(vectors[:5], vectors[:5], names[:5])
+    known = np.array([[0.0, 0], [0.2, 0], [5, 1], [5.2, 1]])
+    found = looks.nearest(np.array([[0.3, 0.1], [4, 1]]), known, ["a", "a", "b", "b"])
+    assert found == ["a", "b"]
+    assert looks.edge_f1(np.array([[10, 5, 10, 10]])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("variant", protocols.VARIANTS)
+def test_protocols_ask_for_what_is_measured(variant):
+    check_protocol(Protocol(**protocols.get_config(variant).to_dict()))
