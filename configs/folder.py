@@ -4,7 +4,7 @@
     python launch/inspect_data.py --workdir runs/mine
 
 What stands after the colon is the folder. Every part of the way at 64x64 pixels, sized
-for some 200 pictures in less than 15 minutes on 2 cores: it shows that the pictures
+for some 200 pictures and 15 minutes on 2 idle cores: it shows that the pictures
 come through, not what thousands of them and hours could do. A quarter is held out,
 10 % for validation and 15 % for test. Near-duplicates of what is held out are left out
 of training.

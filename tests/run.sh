@@ -10,7 +10,7 @@ extras=(dev)
 selection=(-m "not slow")
 if [ "${1:-}" = all ]; then
   shift
-  extras=(dev parity)
+  extras=(dev parity browser)
   selection=()
 fi
 
@@ -21,6 +21,11 @@ step() {
 }
 
 bash launch/setup.sh "${extras[@]}" || exit 1
+# For the page of launch/demo.py, where it can be had without asking anybody.
+if [ ${#selection[@]} -eq 0 ] && ! command -v chromium google-chrome >/dev/null &&
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  step sh -c 'apt-get -qq update && apt-get -qq install -y chromium >/dev/null'
+fi
 PATH="$PWD/.venv/bin:$PATH"
 sources=(cm3leon_jax tests)
 for folder in configs launch notebooks; do

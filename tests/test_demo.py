@@ -112,7 +112,7 @@ def url(tmp_path_factory):
             yield json.loads(line)["url"]
         finally:
             served.terminate()
-            served.wait()
+            served.communicate()
 
 
 @pytest.fixture(scope="module")
