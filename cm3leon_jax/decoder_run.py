@@ -84,7 +84,7 @@ def train_decoder(
         return begun(load(mesh), key)
 
     tokens = settings.batch_size * settings.packing.row_length
-    per_token = train_flops_per_token(model_config, settings.packing.row_length)
+    per_token = train_flops_per_token(model_config, settings.packing.row_length, parts)
     peak = peak_flops(jax.devices()[0])
     validate = validation.validator(
         functools.partial(step.loss_sums, **sums_options),
@@ -101,6 +101,8 @@ def train_decoder(
             checkpoint_every=settings.checkpoint_every,
             keep=settings.keep,
             seed=seed,
+            spike=settings.spike,
+            recoveries=settings.recoveries,
         ),
         step_fn=functools.partial(step.train_step, tx=tx, **options, **sums_options),
         init_fn=init,

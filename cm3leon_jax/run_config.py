@@ -14,13 +14,15 @@ class RunConfig:
 
     `seed` None is the system's; another one repeats the run on the same tokens.
     `BOOKKEEPING` says how a run is computed and watched, not what it computes: these
-    may change when it is resumed. `SECTION` is its name in a config.
+    may change when it is resumed. `SECTION` is its name in a config. What `spike` and
+    `recoveries` do is said in `training/loop.py`.
     """
 
     SECTION: ClassVar[str]
     BOOKKEEPING: ClassVar[tuple[str, ...]] = (
         *("microbatches", "loss_blocks", "log_every", "checkpoint_every"),
         *("validate_every", "validation_batches", "keep", "workers"),
+        *("spike", "recoveries"),
     )
 
     infill: InfillConfig
@@ -37,11 +39,14 @@ class RunConfig:
     validation_batches: int = 4
     keep: int = 2
     workers: int = 0
+    spike: float = 0.0
+    recoveries: int = 3
 
     def __post_init__(self):
         name = self.SECTION
         for key in ("batch_size", *self.BOOKKEEPING):
-            value, least = getattr(self, key), 0 if key == "workers" else 1
+            none = key in ("workers", "spike", "recoveries")
+            value, least = getattr(self, key), 0 if none else 1
             if value < least:
                 raise ValueError(f"{name}.{key}={value} must be at least {least}")
         if self.z_loss < 0:

@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
                 "checkpoint_every": 1000,
                 "validate_every": 1000,
                 "workers": 8,
+                "spike": 1.0,
             },
             # Temperature, top-p and guidance: metaseq's demo (the paper's figure 4
             # says one guidance suits all sizes, but not which).

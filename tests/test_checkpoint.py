@@ -38,7 +38,7 @@ def test_round_trip_keeps_the_newest_and_every_kind_of_leaf(tmp_path):
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        restored, position = checkpoints.restore_latest(shapes)
+        restored, position, *_ = checkpoints.restore_latest(shapes)
     assert position == 90 and latest_step(tmp_path) == 9
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["6", "9"]
     assert (
@@ -167,7 +167,7 @@ def test_a_truncated_checkpoint_is_named_with_its_mend(tmp_path):
     gc.collect()  # here, rather than in the test that comes next
     shutil.rmtree(tmp_path / "checkpoints" / "2")
     with Checkpoints(tmp_path, settings={}, keep=3) as checkpoints:
-        restored, position = checkpoints.restore_latest(ABSTRACT)
+        restored, position, *_ = checkpoints.restore_latest(ABSTRACT)
     assert position == 1 and restored["step"] == 1
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path, no_room):
     gc.collect()  # here, rather than in the test that comes next
     assert latest_step(tmp_path) == 1
     with Checkpoints(tmp_path, settings={}, keep=1) as checkpoints:
-        restored, position = checkpoints.restore_latest(ABSTRACT)
+        restored, position, *_ = checkpoints.restore_latest(ABSTRACT)
         assert position == 1 and (restored["w"] == 1).all()
         checkpoints.save(2, small(2), position=2)  # goes on once there is room
     assert latest_step(tmp_path) == 2

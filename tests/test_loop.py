@@ -1,8 +1,15 @@
 import dataclasses
+import itertools
 import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +18,11 @@ import pytest
 import tiny_training as tiny
 
 from cm3leon_jax.parallel.rules import Rules
-from cm3leon_jax.training import loop, metrics
+from cm3leon_jax.training import loop, metrics, preemption, watch
 from cm3leon_jax.training.checkpoint import Checkpoints, latest_step
 from cm3leon_jax.training.metrics import MetricWriter, Progress, Work, peak_flops
 from cm3leon_jax.training.prefetch import Prefetch
+from cm3leon_jax.training.recorder import Recorder
 
 
 @jax.tree_util.register_dataclass
@@ -90,20 +98,165 @@ def test_a_finished_run_is_not_shortened(tmp_path):
         train(tmp_path, steps=2)
 
 
+def bad_lines(directory):
+    lines = (directory / watch.FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def test_a_bad_batch_stops_the_run_and_names_its_records(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step 7: loss nan.*bad_batch.json"):
+    with pytest.raises(FloatingPointError, match=r"step 7: .* nan.*bad_batches"):
         train(
             tmp_path,
             batches=lambda start: feed(start, bad=6),
             batch_ids=lambda host: [f"record {row}" for row in host["row"]],
         )
-    report = json.loads((tmp_path / "bad_batch.json").read_text())
-    assert report["step"] == 7
+    [report] = bad_lines(tmp_path)
+    assert (report["step"], report["batch"], report["skipped"]) == (7, 6, False)
     assert report["rows"] == list(range(48, 56))
     assert report["records"][0] == "record 48"
     assert latest_step(tmp_path) == 4
     state = train(tmp_path)  # mended
     assert np.isfinite(state.a).all() and int(state.step) == 10
+
+
+def without(*left_out):
+    """The batches as they would be without some of them."""
+
+    def batches(start):
+        kept = (batch for t, batch in enumerate(feed(0)) if t not in left_out)
+        return itertools.islice(kept, start, None)
+
+    return batches
+
+
+@pytest.mark.parametrize("kind", ["nan", "spike"])
+def test_a_bad_batch_is_skipped_and_the_run_goes_on_without_it(tmp_path, kind):
+    size = {"nan": float("nan"), "spike": 50.0}[kind]
+
+    def calm(state, batch):
+        new, values = update(state, batch)
+        bad = (jnp.mean(batch["x"]) == 26) | (jnp.mean(batch["x"]) == 3)
+        return new, values | {"loss": jnp.where(bad, size, 1.0 + 0.0 * values["loss"])}
+
+    settings = {"recoveries": 1, "spike": 5.0, "log_every": 1, "keep": 99}
+    state = train(tmp_path / "bad", 40, step_fn=calm, loop=settings)
+    skipped = {"nan": [3, 26], "spike": [26]}[kind]  # the first come too soon to judge
+    reports = bad_lines(tmp_path / "bad")
+    assert [(x["batch"], x["skipped"]) for x in reports] == [(t, True) for t in skipped]
+    whole = train(
+        tmp_path / "whole", 40, batches=without(*skipped), step_fn=calm, loop=settings
+    )
+    np.testing.assert_array_equal(state.a, whole.a)
+    steps = [x["step"] for x in metrics.read(tmp_path / "bad") if "loss" in x]
+    assert steps == list(range(1, 41))  # as if nothing had happened
+
+    # A run stopped after that goes on without them too, and spikes are seen at once.
+    for step in (28, 32, 36, 40):
+        shutil.rmtree(tmp_path / "bad" / "checkpoints" / str(step))
+    again = train(tmp_path / "bad", 40, step_fn=calm, loop=settings)
+    np.testing.assert_array_equal(again.a, whole.a)
+    assert len(bad_lines(tmp_path / "bad")) == len(skipped)
+
+
+def test_it_gives_up_where_batch_after_batch_is_bad(tmp_path):
+    def worse(start):
+        for t, batch in enumerate(feed(start), start):
+            yield batch if t < 5 else batch | {"x": batch["x"] * np.nan}
+
+    with pytest.raises(FloatingPointError, match="step 6: .* nan"):
+        train(tmp_path, batches=worse, loop={"recoveries": 3})
+    found = [(x["batch"], x["skipped"]) for x in bad_lines(tmp_path)]
+    assert found == [(5, True), (6, True), (7, True), (8, False)]
+    assert latest_step(tmp_path) == 4
+
+
+def test_sigterm_saves_and_ends_with_the_code_for_again(tmp_path, capsys):
+    def told(start):
+        for t, batch in enumerate(feed(start), start):
+            if t == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, steps=50, batches=told, loop={"checkpoint_every": 50})
+    assert ended.value.code == preemption.EXIT_CODE == 75
+    stopped = latest_step(tmp_path)
+    assert 1 <= stopped < 50
+    assert f"step {stopped} is saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    state = train(tmp_path, steps=50)
+    np.testing.assert_array_equal(state.a, train(tmp_path / "whole", steps=50).a)
+
+
+def test_where_the_time_and_the_memory_went_is_logged(tmp_path):
+    work = Work(unit="rows", per_step=8)
+    with Recorder(tmp_path, 0, 8, work, watch.Watch(0.0), "train") as recorder:
+        for n in range(1, 9):
+            with recorder.spend("data"):
+                time.sleep(0.02)
+            recorder.settle()
+            recorder.defer(n, n - 1, {"loss": jnp.ones(())}, {}, n % 2 == 0)
+            if n == 4:
+                recorder.settle()
+                with recorder.spend("checkpoint"):
+                    time.sleep(0.1)
+        recorder.settle()
+    lines = metrics.read(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    for line in lines[1:]:  # the first interval is that of compiling
+        assert line["seconds/data"] >= 0.02
+        assert line["seconds/data"] + line["seconds/device"] <= line["seconds/step"]
+        assert line["memory/host_gib"] > 0.01
+    [paused] = [line for line in lines if "seconds/checkpoint" in line]
+    assert paused["step"] == 6 and paused["seconds/checkpoint"] >= 0.1
+    assert paused["rows_per_second"] == pytest.approx(8 / paused["seconds/step"])
+    health = json.loads((tmp_path / "health" / "0.json").read_text())
+    assert health["step"] == 8 and health["host"] == socket.gethostname()
+    assert health["seconds/data"] == lines[-1]["seconds/data"]
+
+
+def test_pauses_of_a_run_are_logged(tmp_path):
+    train(tmp_path, steps=12, evaluations={"check": (4, lambda state: {"x": 1.0})})
+    for kind in ("checkpoint", "evaluation"):
+        logged = [x["step"] for x in metrics.read(tmp_path) if f"seconds/{kind}" in x]
+        assert logged == [6, 10]  # the first line after each of them
+
+
+def test_some_steps_are_traced_where_it_is_asked_for(tmp_path):
+    (tmp_path / "trace.request").touch()
+    train(tmp_path, steps=10)
+    assert not (tmp_path / "trace.request").exists()
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_metrics_go_to_weights_and_biases_where_a_project_is_named(
+    tmp_path, monkeypatch
+):
+    logged, wandb = [], types.ModuleType("wandb")
+
+    class Run:
+        def log(self, values, step):
+            logged.append((step, values["loss"]))
+
+        def finish(self):
+            logged.append("finished")
+
+    def init(**options):
+        logged.append(options)
+        return Run()
+
+    wandb.init = init
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train(tmp_path / "silent", steps=2)
+    assert not logged
+    monkeypatch.setenv("WANDB_PROJECT", "leon")
+    train(tmp_path / "run", steps=4)
+    assert [x if isinstance(x, str) else x[0] for x in logged[1:]] == [2, 4, "finished"]
+    assert logged[0]["project"] == "leon" and logged[0]["resume"] == "allow"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="WANDB_PROJECT.*pip install wandb"):
+        train(tmp_path / "absent", steps=2)
 
 
 def test_a_state_gone_bad_is_never_saved(tmp_path):
@@ -192,6 +345,15 @@ def test_prefetch_works_ahead_and_ends_its_thread():
     assert set(threading.enumerate()) <= before  # others may have ended too
     with Prefetch(lambda: iter([1]), lambda i: i, 2) as items:
         assert list(items) == [1] and list(items) == []
+
+
+def test_workers_outlive_the_signal_to_stop():
+    def make():
+        # Slurm tells all processes at once; a worker must feed the last steps.
+        yield subprocess.check_output(["sh", "-c", "kill -TERM $$; echo alive"])
+
+    with Prefetch(make, lambda out: out.strip(), 1) as items:
+        assert list(items) == [b"alive"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

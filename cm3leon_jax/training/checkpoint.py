@@ -1,7 +1,7 @@
 """Checkpoints: state, data position and settings, written by Orbax in the background.
 
     DIRECTORY/checkpoints/STEP/state   every array, by its path in the state
-    DIRECTORY/checkpoints/STEP/meta    {"position", "settings", "arrays"} as JSON
+    DIRECTORY/checkpoints/STEP/meta    {"position", "recent", "settings", "arrays"}
 
 A step's folder gets its final name only once it is whole, and older checkpoints are
 removed after that, so neither a kill nor a full disk costs a checkpoint. Arrays are
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -35,6 +35,16 @@ def leaf_names(tree: Any) -> list[str]:
 def _folder(directory: str | Path) -> Path:
     # Orbax wants an absolute path.
     return Path(directory).absolute() / "checkpoints"
+
+
+class Restored(NamedTuple):
+    """A state after `step` updates, which have consumed `position` batches; `recent`
+    are the losses of the last ones."""
+
+    state: Any
+    position: int
+    step: int
+    recent: list[float]
 
 
 class Checkpoints:
@@ -59,21 +69,26 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state: Any, position: int) -> None:
+    def save(
+        self, step: int, state: Any, position: int, recent: Iterable[float] = ()
+    ) -> None:
         """Starts writing; returns once the arrays are copied and may be donated.
 
-        `position` is the number of batches consumed. Raises OSError where this or the
-        previous write failed; the checkpoints before it are whole.
+        `position` is the number of batches consumed, `recent` the losses of the last
+        steps. Raises OSError where this or the previous write failed; the checkpoints
+        before it are whole.
         """
         arrays = dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
         kinds = {name: _kind(array) for name, array in arrays.items()}
-        meta = {"position": position, "settings": self.settings, "arrays": kinds}
+        meta = {"position": position, "recent": list(recent)}
+        meta |= {"settings": self.settings, "arrays": kinds}
         try:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
                 ),
+                force=True,  # when to save is the loop's business
             )
         except Exception as error:
             raise self._write_error(error) from error
@@ -93,8 +108,14 @@ class Checkpoints:
             f"{rest}: make room there and run the same command again"
         )
 
-    def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
-        """The newest state and its position; None where there is no checkpoint.
+    def position(self) -> int:
+        """The number of batches that the newest checkpoint has consumed, 0 without."""
+        self.wait()
+        step = self.manager.latest_step()
+        return 0 if step is None else _read_meta(self.folder / str(step))["position"]
+
+    def restore_latest(self, abstract_state: Any) -> Restored | None:
+        """The newest state; None where there is no checkpoint.
 
         `abstract_state` has a `jax.ShapeDtypeStruct` with a sharding for every leaf;
         the checkpoint may have been written on another mesh. Raises ValueError where
@@ -106,12 +127,17 @@ class Checkpoints:
         place = self.folder / str(step)
         meta = _read_meta(place)
         _check_settings(place, meta["settings"], self.settings)
-        return _restore(place, meta, abstract_state, prefix=""), meta["position"]
+        state = _restore(place, meta, abstract_state, prefix="")
+        recent = meta["recent"] if "recent" in meta else []  # of a first release
+        return Restored(state, meta["position"], step, recent)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
+        lost = kind is not None and issubclass(kind, jax.errors.JaxRuntimeError)
+        if lost and jax.process_count() > 1:
+            return  # another process may be gone: whatever is waited for never comes
         try:
             self.wait()
         except OSError:

@@ -2,20 +2,39 @@
 
 from cm3leon_jax.models.decoder import DecoderConfig
 from cm3leon_jax.models.dual_encoder import DualEncoderConfig
+from cm3leon_jax.training.parts import ALL, EVERYTHING, LORA, PARTS, Parts
 
 
-def train_flops_per_token(config: DecoderConfig, length: int) -> float:
+def train_flops_per_token(
+    config: DecoderConfig, length: int, parts: Parts = EVERYTHING
+) -> float:
     """FLOPs of one token's forward and backward pass in rows of `length`.
 
-    Two per weight and pass direction (forward 1, backward 2), plus causal attention,
-    of which half the scores are needed. Embedding look-ups cost nothing; recomputation
-    under remat is not model work and is not counted.
+    Two per weight and pass direction (forward 1, backward 2: for what comes before it,
+    and for the weight itself where `parts` trains it), plus causal attention, of which
+    half the scores are needed. Embedding look-ups cost nothing; recomputation under
+    remat is not model work and is not counted.
     """
-    D, F = config.width, config.mlp
+    N, D, F, V = config.layers, config.width, config.mlp, config.vocab
     matrices = 3 if config.activation == "swiglu" else 2
-    weights = config.layers * (4 * D * D + matrices * D * F) + D * config.vocab
-    attention = config.layers * 2 * D * (length / 2)
-    return 6.0 * (weights + attention)
+    weights = N * (4 * D * D + matrices * D * F) + D * V
+    attention = N * 2 * D * (length / 2)
+    trained, rank = 0, parts.config.rank
+    for name in parts.config.train:
+        kind = PARTS[name][1] if name in PARTS else None
+        rows = V if kind is None else len(getattr(parts.layout, kind))
+        trained += {
+            ALL: weights,
+            LORA: 0,
+            "attention": N * 4 * D * D,
+            "embed": D * V if config.tie_embeddings else 0,
+            "embed_class_rows": 0,
+        }.get(name, D * rows)
+    # Nothing below a head that is trained alone is differentiated.
+    through = any(not name.startswith("head") for name in parts.config.train)
+    low_rank = N * rank * (4 * 2 * D + matrices * (D + F))
+    backward = 2.0 * weights + 4.0 * attention if through else 0.0
+    return 2.0 * (weights + attention) + backward + 2.0 * trained + 6.0 * low_rank
 
 
 def pair_flops(config: DualEncoderConfig, texts: int = 1) -> float:

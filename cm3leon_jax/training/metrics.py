@@ -7,8 +7,10 @@ lines after the step it resumes from, so that the file reads as if nothing happe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -73,13 +75,18 @@ def read(directory: str | Path) -> list[dict[str, Any]]:
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl` and to TensorBoard's event files, from `step` on."""
+    """Appends to `metrics.jsonl` and to TensorBoard's event files, from `step` on.
+
+    Also to Weights & Biases (`pip install wandb`), where the environment names a
+    project of theirs, WANDB_PROJECT; their own variables say all else.
+    """
 
     def __init__(self, directory: str | Path, step: int) -> None:
         from tensorboardX import SummaryWriter  # slow to import, and one process writes
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        self._wandb = _wandb_run(directory)
         kept = [line for line in read(directory) if line["step"] <= step]
         path, new = directory / FILE, directory / f"{FILE}.new"
         new.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -93,10 +100,34 @@ class MetricWriter:
         self._file.flush()  # with the operating system: survives a killed process
         for key, value in finite.items():
             self._board.add_scalar(key, value, step)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=step)
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _wandb_run(directory: Path) -> Any:
+    """The run of a directory at Weights & Biases, the same one when it is resumed."""
+    project = os.environ.get("WANDB_PROJECT")
+    if not project:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            "WANDB_PROJECT is set, but wandb is not installed: pip install wandb, or "
+            "unset it"
+        ) from error
+    path = directory.absolute()
+    number = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    name = "/".join(path.parts[-2:])
+    return wandb.init(
+        project=project, id=number, name=name, dir=directory, resume="allow"
+    )
 
 
 class Progress:

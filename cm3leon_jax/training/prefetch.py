@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -27,6 +28,8 @@ class Prefetch(Generic[T]):
         self._thread.start()
 
     def _run(self) -> None:
+        # Worker processes, which inherit this, live until a run told to stop has saved.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM,))
         try:
             for item in self._make():
                 if not self._put(("item", self._convert(item))):
