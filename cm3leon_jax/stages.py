@@ -217,8 +217,8 @@ def run(
     """
     if "://" in str(directory):
         raise ValueError(
-            f"--workdir {directory}: cloud folders cannot be written to directly, "
-            "mount the bucket as a folder (gcsfuse, mountpoint-s3) and give that"
+            f"{directory} is in a bucket: give the folder of a storage.Mirror, as all "
+            "commands of launch/ do, or mount the bucket as a folder (gcsfuse)"
         )
     config = System.complete(config)
     system = System.make(config)

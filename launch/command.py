@@ -2,19 +2,23 @@
 
     --config FILE.py[:variant]      one system (or, for evaluate.py, one protocol)
     --config.section.key=value      any setting of it, overridden
-    --workdir DIR                   the work directory
+    --workdir DIR                   the work directory; gs://… and s3://… of one host
     --overwrite                     delete and make anew what has other settings
 
-A mistake of the user ends in one line that says the mend (exit status 2); the last
-line on standard output is one JSON object with the results.
+A mistake of the user ends in one line that says the mend (exit status 2). A run that
+was told to stop (SIGTERM), or whose job has lost a process, ends with exit status 75:
+the same command goes on. The last line on standard output is one JSON object with the
+results.
 """
 
 import ast
+import contextlib
 import dataclasses
 import json
+import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # for `configs`
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The work directory.", required=True)
-flags.register_validator(
-    "workdir",
-    lambda value: value is None or "://" not in value,
-    message="work directories are folders: mount the bucket as a folder and give that",
-)
 OVERWRITE = flags.DEFINE_bool(
     "overwrite",
     False,
@@ -126,11 +125,15 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
         if len(arguments) > 1:
             fail(f"unexpected argument {arguments[1]!r}; see --help")
         try:
-            results = main()
+            with _local_workdir():
+                results = main()
         except _MISTAKES as error:
             if logging.level_debug():
                 raise
             fail(str(error))
+        except RuntimeError as error:
+            _leave_a_lost_job(error)
+            raise
         print(json.dumps(results), flush=True)
 
     logging.set_verbosity(logging.WARNING)
@@ -151,6 +154,29 @@ def fail(message: str) -> Any:
     """One line on standard error, and exit status 2."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+@contextlib.contextmanager
+def _local_workdir() -> Iterator[None]:
+    """Has --workdir be a folder: its copy on this machine, where it is in a bucket."""
+    from cm3leon_jax import storage
+
+    if WORKDIR.value is None or not storage.is_url(WORKDIR.value):
+        yield
+        return
+    with storage.Mirror(WORKDIR.value).kept() as folder:
+        flags.FLAGS.workdir = str(folder)
+        yield
+
+
+def _leave_a_lost_job(error: RuntimeError) -> None:
+    """Ends this process where the error is that another one of the job is gone."""
+    from cm3leon_jax.parallel.distributed import peer_lost
+    from cm3leon_jax.training.preemption import EXIT_CODE
+
+    if said := peer_lost(error):
+        print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr, flush=True)
+        os._exit(EXIT_CODE)  # JAX would wait for the other process first
 
 
 def run_stages(*names: str) -> None:
@@ -208,15 +234,15 @@ def read_protocol(name: str, setting: str) -> Any:
 def given_config(flag: Any) -> dict[str, Any]:
     """The config of --config, or, without one, that of the work directory.
 
-    Joins the other processes of a job first, before anything touches a device.
+    Joins the other processes of a job, which must have the same, before anything
+    touches a device.
     """
     from cm3leon_jax import config as configs
     from cm3leon_jax.parallel import distributed
 
-    distributed.initialize()
-    if flag.value is None:
-        return configs.read(WORKDIR.value)
-    return flag.value.to_dict()
+    config = configs.read(WORKDIR.value) if flag.value is None else flag.value.to_dict()
+    distributed.initialize({"config": configs.config_hash(config)}, WORKDIR.value)
+    return config
 
 
 def read_config_file(name: str, setting: str) -> dict[str, Any]:

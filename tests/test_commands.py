@@ -63,8 +63,8 @@ def test_mistakes_end_in_one_line_that_says_the_mend(workdir, tmp_path):
             "choose another --workdir, or give --overwrite, which deletes",
         ),
         (
-            ("pretrain.py", "--config", QUICK, "--workdir", "gs://bucket/run"),
-            "mount the bucket as a folder",
+            ("pretrain.py", "--config", QUICK, "--workdir", "ftpx://bucket/run"),
+            "drivers for gs:",
         ),
         (
             ("run_all.py", "--config", QUICK, "--config.protocol=configs/eval/no.py")

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "cm3leon_jax"
 # A part may import from its own layer and from those before it, never from a later
 # one; within a layer there are no cycles between parts.
 LAYERS = (
-    ("vocab", "config", "workdir"),
+    ("vocab", "config", "workdir", "storage"),
     ("models", "tokenizers", "data"),
     ("retrieval", "parallel"),
     ("training", "sampling", "interop"),

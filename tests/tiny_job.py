@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 TIMEOUT = 600.0  # seconds
 START = """
 import sys
@@ -22,14 +23,19 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
 
 
+def free_port() -> int:
+    """A port that nobody has, a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def run(code: str, *arguments: object, devices: int, processes: int = 2) -> None:
     """Runs `code` in processes that have joined, with so many devices each.
 
     AssertionError with what one that failed has to say. None outlives the call.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-c", START + code, *map(str, arguments), str(devices)]
     members = [
         subprocess.Popen(
