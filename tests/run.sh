@@ -12,6 +12,12 @@ if [ "${1:-}" = all ]; then
   shift
   extras=(dev parity browser)
   selection=()
+  # A scheduler to run launch/slurm/ in, where that is a matter of asking for it.
+  if ! command -v sbatch >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get install --yes --quiet --no-install-recommends slurm-wlm munge >/dev/null 2>&1 ||
+      { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends \
+        slurm-wlm munge; } >/dev/null 2>&1 || echo "Slurm could not be installed"
+  fi
 fi
 
 failed=()
