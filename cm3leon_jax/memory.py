@@ -6,6 +6,7 @@ What is added later has rows after those.
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def build_bank(system: System, directory: Path, overwrite: bool = False) -> Resu
             split: sources.read_documents(directory / "documents", split)
             for split in SPLITS
         }
+        began = time.monotonic()
         bank = bank_build.build(
             folder,
             embedder,
@@ -80,7 +82,9 @@ def build_bank(system: System, directory: Path, overwrite: bool = False) -> Resu
             storage=settings.storage,
             kept=(directory / "documents", "train"),
         )
+        seconds = max(time.monotonic() - began, 1e-3)
         made: Results = {"documents": len(bank), "encoder": bank.encoder}
+        made["documents_per_second"] = round(len(bank) / seconds, 1)
         made |= _threshold(system, directory, embedder, documents)
         for split in SPLITS:
             made[split] = neighbours.build(

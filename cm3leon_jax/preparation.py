@@ -26,7 +26,6 @@ from cm3leon_jax.training import image_tokenizer
 
 Results = dict[str, Any]
 FEATURES = {"none": lambda: None, "efficientnet_lite0": efficientnet.features}
-SHARDS = 4
 
 
 def prepare_data(system: System, directory: Path, overwrite: bool = False) -> Results:
@@ -110,18 +109,22 @@ def tokenize_data(system: System, directory: Path, overwrite: bool = False) -> R
             system.layout,
         )
         for split in system.data.limits:
+            documents = sources.read_documents(directory / "documents", split)
             made[split] = records.build(
-                sources.read_documents(directory / "documents", split),
-                folder,
-                split,
-                SHARDS,
+                *(documents, folder, split, records.shards_of(len(documents))),
                 encoders=encoders,
                 regions_per_image=system.image_tokenizer.regions_per_image,
                 seed=system.seed,
+                job=job(),
             )
         return made
 
-    return run_stage(system, folder, work, overwrite)
+    return run_stage(system, folder, work, overwrite, everyone=True)
+
+
+def job() -> records.Job:
+    """The processes of this job."""
+    return records.Job(jax.process_index(), jax.process_count(), together)
 
 
 def task_folders(directory: Path, tasks: Iterable[str]) -> list[Path]:

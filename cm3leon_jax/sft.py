@@ -24,7 +24,7 @@ from cm3leon_jax.data.tasks import known
 from cm3leon_jax.data.tokenization import Encoders
 from cm3leon_jax.decoder_run import Measure, train_decoder
 from cm3leon_jax.models.decoder import Decoder
-from cm3leon_jax.preparation import SHARDS, Results, need, run_stage, task_folders
+from cm3leon_jax.preparation import Results, job, need, run_stage, task_folders
 from cm3leon_jax.sft_config import SFTConfig
 from cm3leon_jax.system import System
 from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
@@ -104,17 +104,19 @@ def tokenize_tasks(system: System, directory: Path, overwrite: bool = False) -> 
             segmentation=SegmentationTokenizer(side, classes) if classes else None,
             tasks=settings.names,
         )
-        return {
-            split: records.build(
-                *(TaskDocuments(system, directory, split), folder, split, SHARDS),
+        made = {}
+        for split in SPLITS:
+            documents = TaskDocuments(system, directory, split)
+            made[split] = records.build(
+                *(documents, folder, split, records.shards_of(len(documents))),
                 encoders=encoders,
                 regions_per_image=system.image_tokenizer.regions_per_image,
                 seed=system.seed,
+                job=job(),
             )
-            for split in SPLITS
-        }
+        return made
 
-    return run_stage(system, folder, work, overwrite)
+    return run_stage(system, folder, work, overwrite, everyone=True)
 
 
 def open_task_rows(system: System, directory: Path, split: str) -> Rows:

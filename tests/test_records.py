@@ -1,7 +1,9 @@
 """The token cache: contents, index, resuming, and every way it can be the wrong one."""
 
+import concurrent.futures
 import json
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -220,3 +222,36 @@ def test_tokenizers_and_pictures_must_fit(tmp_path):
     few = vocab.build(text=256, image=64, classes=4, sentinels=1)
     with pytest.raises(ValueError, match="vocab.sentinels"):
         tokenize(DOCUMENTS, layout=few)
+
+
+def test_processes_of_a_job_share_the_shards_and_make_the_same(tmp_path):
+    documents = make_documents(20)
+    barrier = threading.Barrier(2, timeout=60)
+
+    def one(process):
+        job = records.Job(process, 2, lambda moment: barrier.wait())
+        return records.build(
+            *(documents, tmp_path / "two", "train", 4),
+            encoders=Encoders(ByteTokenizer(), BlockTokenizer(), LAYOUT),
+            regions_per_image=1,
+            seed=0,
+            job=job,
+        )
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        made = list(pool.map(one, (0, 1)))
+    build_cache(tmp_path / "one", documents, shards=4, regions_per_image=1)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == names
+    for name in names:
+        one_, two = ((tmp_path / run / name).read_bytes() for run in ("one", "two"))
+        assert one_ == two
+    assert made[0]["records"] == made[1]["records"] == 20
+    assert made[0]["tokens"] == made[1]["tokens"] and made[0]["records_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("count", "shards"), [(0, 4), (4 * 65_536, 4), (4 * 65_536 + 1, 5)]
+)
+def test_large_splits_have_more_shards_to_share_out(count, shards):
+    assert records.shards_of(count) == shards

@@ -10,9 +10,9 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,24 @@ from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.vocab import TEXT, Layout
 
 _RECORDS_AT_ONCE = 4096  # indexed together
+_FEWEST_SHARDS, _SHARD = 4, 65_536  # of a split, and the records of a larger one's
+
+
+class Job(NamedTuple):
+    """Which of the processes this is that share a work, and how they wait until all
+    have come to the moment of some name."""
+
+    process: int
+    processes: int
+    together: Callable[[str], None]
+
+
+ALONE = Job(0, 1, lambda moment: None)
+
+
+def shards_of(count: int) -> int:
+    """How many shards a split of so many documents has: what a job shares out."""
+    return max(_FEWEST_SHARDS, -(-count // _SHARD))
 
 
 def index_dtype(regions_in_a_record: int, tasks: bool = False) -> np.dtype:
@@ -110,12 +128,16 @@ def build(
     encoders: Encoders,
     regions_per_image: int,
     seed: int,
+    job: Job = ALONE,
 ) -> dict[str, Any]:
     """Tokenize a split into `directory`, keeping shards that are already there.
 
-    The records and their order do not depend on `shards`. Returns {"records", "tokens",
-    "seconds"}. Raises OSError on a full disk: what is finished stays and is not done
-    again; ValueError where the folder holds tokens of another vocabulary or grid.
+    The processes of a job share the shards out, and return together. The records and
+    their order do not depend on `shards` or on the job; no process holds more than a
+    few hundred documents at a time. Returns {"records", "tokens", "seconds",
+    "records_per_second"}. Raises OSError on a full disk: what is finished stays and is
+    not done again; ValueError where the folder holds tokens of another vocabulary or
+    grid.
     """
     directory, start = Path(directory), time.monotonic()
     layout, tasks = encoders.layout, list(encoders.tasks)
@@ -127,32 +149,45 @@ def build(
         "seed": seed,
         **({"tasks": tasks} if tasks else {}),
     }
-    directory.mkdir(parents=True, exist_ok=True)
     meta_path = directory / "meta.json"
-    if meta_path.is_file():
-        _check_meta(meta_path, meta)
-    else:
-        _write_text(meta_path, json.dumps(meta))
-    for shard in range(shards):
+    if job.process == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        if meta_path.is_file():
+            _check_meta(meta_path, meta)
+        else:
+            _write_text(meta_path, json.dumps(meta))
+    job.together(f"tokens of {split} begin")
+    mine = range(job.process, shards, job.processes)
+    total, done, made = sum(_count(documents, k, shards) for k in mine), 0, 0
+    for shard in mine:
         part = shard_path(directory, split, shard, shards).with_suffix(".index.npy")
-        mine = range(shard, len(documents), shards)
         if not part.is_file():
-            chosen = (documents[i] for i in mine)
+            chosen = (documents[i] for i in range(shard, len(documents), shards))
             records = tokenize(chosen, encoders, regions_per_image, seed)
-            write(records, directory, split, shard, shards, layout, bool(tasks))
-        done = sum(len(range(k, len(documents), shards)) for k in range(shard + 1))
-        rate = done / max(time.monotonic() - start, 1e-9)
-        line = f"{done:,} of {len(documents):,} documents, {rate:,.0f}/s"
+            made += write(records, directory, split, shard, shards, layout, bool(tasks))
+        done += _count(documents, shard, shards)
+        rate = made / max(time.monotonic() - start, 1e-9)
+        line = f"{done:,} of {total:,} documents, {rate:,.0f}/s"
         print(f"tokenize {split}: {line}", file=sys.stderr, flush=True)
-    index = _merge_index(directory, split, shards, len(documents))
+    job.together(f"tokens of {split} made")
+    if job.process == 0:
+        _merge_index(directory, split, shards, len(documents))
+    job.together(f"tokens of {split} indexed")
+    index = np.load(directory / f"{split}-index.npy", mmap_mode="r")
+    seconds = max(time.monotonic() - start, 1e-3)
     return {
         "records": len(index),
         "tokens": int(index["length"].sum(dtype=np.int64)),
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(seconds, 1),
+        "records_per_second": round(len(index) / seconds, 1),
     }
 
 
-def _merge_index(directory: Path, split: str, shards: int, count: int) -> np.ndarray:
+def _count(documents: Sequence[Document], shard: int, shards: int) -> int:
+    return len(range(shard, len(documents), shards))
+
+
+def _merge_index(directory: Path, split: str, shards: int, count: int) -> None:
     paths = [
         shard_path(directory, split, k, shards).with_suffix(".index.npy")
         for k in range(shards)
@@ -167,7 +202,6 @@ def _merge_index(directory: Path, split: str, shards: int, count: int) -> np.nda
             )
     index = _merge(parts, [slice(shard, None, shards) for shard in range(shards)])
     _save(directory / f"{split}-index.npy", index)
-    return index
 
 
 class TokenRecords:
