@@ -84,7 +84,7 @@ def test_8_devices_then_4_then_2_processes_of_2_then_1(tokens, tmp_path):
 
 def begun(job, directory, steps):
     """Waits until so many steps are logged."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while len(losses(directory)) < steps:
         ended = [member for member in job if member.poll() is not None]
         assert not ended, ended[0].communicate()[1]
