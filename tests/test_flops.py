@@ -1,10 +1,12 @@
-"""Model FLOPs where only parts of the decoder are trained."""
+"""Rates of a run; model FLOPs where only parts of the decoder are trained."""
 
+import jax
 import pytest
 
 from cm3leon_jax import vocab
 from cm3leon_jax.models.decoder import DecoderConfig
 from cm3leon_jax.training.flops import train_flops_per_token
+from cm3leon_jax.training.metrics import Work, peak_flops
 from cm3leon_jax.training.parts import Parts, PartsConfig
 
 LAYOUT = vocab.build(text=100, image=64, classes=4, sentinels=4)
@@ -44,3 +46,15 @@ def test_a_tied_embedding_is_the_head_too():
     tied = DecoderConfig(**vars(CONFIG) | {"tie_embeddings": True})
     parts = Parts(PartsConfig(train=("embed",)), LAYOUT)
     assert train_flops_per_token(tied, L, parts) == FORWARD + THROUGH + 2 * HEAD
+
+
+def test_rates():
+    work = Work(unit="tokens", per_step=1000, flops_per_step=2e12, peak_flops=1e13)
+    assert work.rates(5, 2.0) == {"tokens_per_second": 2500.0, "mfu": 0.5}
+    assert Work(unit="rows", per_step=4).rates(1, 2.0) == {"rows_per_second": 2.0}
+    assert peak_flops(jax.devices()[0]) is None  # nobody publishes a CPU's
+
+    class Fake:
+        device_kind = "NVIDIA H100 80GB HBM3"
+
+    assert peak_flops(Fake()) == 989e12

@@ -20,7 +20,7 @@ import tiny_training as tiny
 from cm3leon_jax.parallel.rules import Rules
 from cm3leon_jax.training import loop, metrics, preemption, watch
 from cm3leon_jax.training.checkpoint import Checkpoints, latest_step
-from cm3leon_jax.training.metrics import MetricWriter, Progress, Work, peak_flops
+from cm3leon_jax.training.metrics import MetricWriter, Progress, Work
 from cm3leon_jax.training.prefetch import Prefetch
 from cm3leon_jax.training.recorder import Recorder
 
@@ -376,18 +376,6 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
         lines = err.splitlines()
         assert [line.split("  ")[1] for line in lines] == ["loss 2.0", "scored"]
         assert lines[1].startswith("pretrain 9/10") and lines[1].endswith("s left")
-
-
-def test_rates():
-    work = Work(unit="tokens", per_step=1000, flops_per_step=2e12, peak_flops=1e13)
-    assert work.rates(5, 2.0) == {"tokens_per_second": 2500.0, "mfu": 0.5}
-    assert Work(unit="rows", per_step=4).rates(1, 2.0) == {"rows_per_second": 2.0}
-    assert peak_flops(jax.devices()[0]) is None  # nobody publishes a CPU's
-
-    class Fake:
-        device_kind = "NVIDIA H100 80GB HBM3"
-
-    assert peak_flops(Fake()) == 989e12
 
 
 @pytest.mark.parametrize("name", ["steps", "log_every", "checkpoint_every", "keep"])
