@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import notebook
 
-NAMES = ("02_a_tokens_life", "05_decoding")
+NAMES = (*("02_a_tokens_life", "03_image_tokenizer", "05_decoding", "07_scale_out"),)
 # The quick system must reach these on unseen scenes.
 REQUIRED = {
     "reconstruction/objects": 0.97,
