@@ -101,8 +101,8 @@ def load_frozen(folder: str | Path) -> Embedder:
     words = minilm.load(folder)
     to_ids = minilm.tokenizer(folder, words.config)
     width = words.config.width
-    embed_texts = _Batched(_bert_text, words, _BATCH)
-    embed_images = _Batched(_network_image, network, _fitting(_FROZEN_SIDE))
+    embed_texts = Batched(_bert_text, words, _BATCH)
+    embed_images = Batched(_network_image, network, _fitting(_FROZEN_SIDE))
 
     def texts(strings: list[str]) -> np.ndarray:
         vectors_BE = normalised(embed_texts(*to_ids(strings)))
@@ -130,8 +130,8 @@ def from_model(
     pieces: bytes,
 ) -> Embedder:
     """The embedder of a dual encoder; `pieces` is its tokenizer's file."""
-    embed_texts = _Batched(_text, model, _BATCH)
-    embed_images = _Batched(_image, model, _fitting(config.image_size))
+    embed_texts = Batched(_text, model, _BATCH)
+    embed_images = Batched(_image, model, _fitting(config.image_size))
     return Embedder(
         name=_name(kind, pieces, config, model),
         size=config.embed,
@@ -157,7 +157,7 @@ def _network_image(model: Network, images_BYXC: jax.Array) -> jax.Array:
     return model.pooled(to_float(images_BYXC))
 
 
-class _Batched:
+class Batched:
     """A function of a model and arrays [B, …], in batches of one size over this
     process's devices, so that no number of rows compiles anew."""
 

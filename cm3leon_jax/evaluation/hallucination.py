@@ -1,0 +1,84 @@
+"""Things that captions name and pictures do not show.
+
+Rohrbach et al. 2018 (arXiv:1809.02156): of the things named, the share that is not
+there (CHAIR_i), and of the captions, the share that names any such thing (CHAIR_s).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cm3leon_jax.evaluation.protocol import Score, interval
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def read_synonyms(path: str | Path) -> dict[str, str]:
+    """Names of things -> category: a category a line, its names separated by commas,
+    the first of them naming it (the format of CHAIR's own list)."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path}: put there a text file with a category a line, as in "
+            "'person, girl, boy, man, woman'"
+        )
+    lines = Path(path).read_text().splitlines()
+    found = {}
+    for line in lines:
+        names = [name.strip().lower() for name in line.split(",") if name.strip()]
+        found |= {name: names[0] for name in names}
+    if not found:
+        raise ValueError(f"{path} names nothing")
+    return found
+
+
+def named(caption: str, synonyms: Mapping[str, str]) -> set[str]:
+    """The categories that a caption names, longer names first ("hot dog" is no dog).
+
+    Plurals in s and es are known; others have to be among the synonyms.
+    """
+    words = _WORD.findall(caption.lower())
+    longest = max((len(name.split()) for name in synonyms), default=0)
+    found, start = set(), 0
+    while start < len(words):
+        for length in range(longest, 0, -1):
+            name = " ".join(words[start : start + length])
+            forms = (name, name.removesuffix("s"), name.removesuffix("es"))
+            known = [synonyms[form] for form in forms if form in synonyms]
+            if known:
+                found.add(known[0])
+                start += length
+                break
+        else:
+            start += 1
+    return found
+
+
+def scores(found: Sequence[set[str]], shown: Sequence[set[str]]) -> dict[str, Score]:
+    """`hallucinated`, of the things named; `hallucinated_captions`; and `named`, of the
+    things shown those that are named: saying nothing is no way to a good score."""
+    if len(found) != len(shown) or not found:
+        raise ValueError(f"{len(found)} captions of {len(shown)} pictures")
+    counts = np.array(
+        [
+            (len(f - s), len(f), len(f & s), len(s))
+            for f, s in zip(found, shown, strict=True)
+        ]
+    )
+
+    def share(part: int, whole: int):
+        def rate(rows: np.ndarray) -> float:
+            totals = rows.sum(0)
+            return float(totals[part] / max(totals[whole], 1))
+
+        return interval(counts, rate, counts[:, whole].sum())
+
+    wrong = (counts[:, 0] > 0).astype(float)
+    return {
+        "hallucinated": share(0, 1),
+        "hallucinated_captions": interval(wrong, np.mean, len(wrong)),
+        "named": share(2, 3),
+    }
