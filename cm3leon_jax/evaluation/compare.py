@@ -95,8 +95,9 @@ def difference(
         return None
     gap = b["value"] - a["value"]
     before, after = (result["draws"].get(key) for result in (first, other))
-    paired = before is not None and after is not None and len(before) == len(after)
-    if paired:
+    paired = False
+    if before is not None and after is not None and len(before) == len(after):
+        paired = True
         gaps = after.astype(np.float64) - before
         low, high = np.quantile(gaps, (0.025, 0.975))
         # The share of draws on the other side, with those exactly between.

@@ -289,7 +289,7 @@ def _write(
             shutil.rmtree(samples / name, ignore_errors=True)
             write_samples(samples / name, some[:shown])
     path.parent.mkdir(parents=True, exist_ok=True)
-    draws = {
+    draws: dict[str, Any] = {
         key: score.draws.astype(np.float32)
         for key, score in result["scores"].items()
         if isinstance(score, Interval)

@@ -12,6 +12,7 @@ where nothing is counted; `labels.txt` has the classes, `NUMBER: NAME` a line.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -139,7 +140,7 @@ def _checked(folder: Path, example: Example) -> Example:
                 f"example {example.id!r} of {folder}: an empty {kind[:-1]}"
             )
     size = (folder / example.picture).stat().st_size
-    return Example(**vars(example) | {"size": size})
+    return dataclasses.replace(example, size=size)
 
 
 def _json(path: Path) -> Any:
