@@ -26,6 +26,7 @@ from cm3leon_jax.evaluation import (
     entities,
     icon_tasks,
     pairs,
+    public,
     public_sets,
     shapes,
     tasks,
@@ -98,6 +99,7 @@ def evaluate(
     if protocol.public is not None:
         folder = data or directory / "public" / protocol.public.set
         examples = public_sets.read(protocol.public.set, folder)
+        known = public.evaluators(protocol.public, folder)
     return run_protocol(
         *(directory, checkpoint, protocol, known),
         examples=examples,
@@ -163,6 +165,7 @@ EVALUATORS: dict[str, Mapping[str, Any]] = {
     "icon_tasks": icon_tasks.TASKS,
     "pairs": pairs.TASKS,
     "entities": entities.TASKS,
+    "public": public.TASKS,
 }
 STAGES: dict[str, Callable[..., Results]] = {
     "prepare_data": prepare_data,

@@ -8,6 +8,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.evaluation import perplexity
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, interval
 from cm3leon_jax.evaluation.reconstruction import psnr, ssim
 from cm3leon_jax.tokenizers import regions
@@ -54,6 +55,11 @@ def likelihood(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome
             "match": interval((gain > 0).astype(float), np.mean, len(gain)),
         }
     )
+
+
+def surprise(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
+    """Perplexity per token of texts, pictures and what is between them."""
+    return Outcome(perplexity.scores(model, documents))
 
 
 def text_to_image(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
@@ -125,6 +131,7 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 TASKS: dict[str, Evaluator] = {
     "reconstruction": reconstruction,
     "likelihood": likelihood,
+    "perplexity": surprise,
     "text_to_image": text_to_image,
     "caption": caption,
     "infill": infill,

@@ -3,7 +3,8 @@
     python launch/evaluate.py --config configs/eval/icons.py --workdir runs/icons \
         --checkpoint pretrain
 
-All 1,492 pictures whose names training has never seen, by the measures of `pairs.py`.
+All 1,492 pictures whose names training has never seen, by the measures of `pairs.py`
+and perplexity per token of texts and of pictures.
 """
 
 from ml_collections import ConfigDict
@@ -14,4 +15,5 @@ from configs.eval import pairs
 def get_config() -> ConfigDict:
     config = pairs.get_config().unlock()
     config.update({"name": "icons", "documents": 1_492})
+    config.tasks = (*config.tasks, "perplexity")
     return config.lock()

@@ -1,0 +1,215 @@
+"""Public sets: a model is asked in parts, which are kept, and scored by known metrics.
+
+Scores read MEASURE@K, after K retrieved documents, or MEASURE@K_of_N, the best of N
+pictures. Pictures lie as files beside the samples (`pictures@K_of_N/ID.png`), so that
+any other program can score them, and texts in `texts@K.json`, as the servers of the
+sets want them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image as Pillow
+
+from cm3leon_jax.config import write_whole
+from cm3leon_jax.data.pictures import fit
+from cm3leon_jax.evaluation import dialogue, ndcg, public_sets, text_scores, vqa
+from cm3leon_jax.evaluation.pairs import SHOWN
+from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
+from cm3leon_jax.evaluation.public_job import Job
+from cm3leon_jax.evaluation.public_pictures import reconstruction, text_to_image
+from cm3leon_jax.evaluation.public_sets import PublicConfig
+from cm3leon_jax.evaluation.segmentation import confusion
+
+CUT = "…"  # the end of a text that was cut
+
+
+def caption(job: Job) -> Outcome:
+    """Captions beside those of people, by pycocoevalcap."""
+    text_scores.scores(["a cat"] * 2, [["a cat"]] * 2)  # now rather than at the end
+    style = {"style": job.config.style, "wording": job.config.wording}
+
+    def ask(own: slice, asked: dict[str, Any]) -> list[str]:
+        return job.model.caption(job.pictures(own), **style, **asked)
+
+    return _told(
+        job,
+        ("image_id", "caption"),
+        ask,
+        lambda texts: text_scores.scores(texts, [x.references for x in job.examples]),
+    )
+
+
+def answer(job: Job) -> Outcome:
+    """Answers to questions, by the VQA accuracy; only written down without any of
+    people."""
+
+    def ask(own: slice, asked: dict[str, Any]) -> list[str]:
+        questions = [example.question for example in job.examples[own]]
+        wording = job.config.wording
+        return job.model.answer(job.pictures(own), questions, wording=wording, **asked)
+
+    def judge(texts: list[str]) -> Mapping[str, Score]:
+        said = np.array([bool(text) for text in texts], float)
+        scores = {"answered": interval(said, np.mean, len(said))}
+        if "vqa_accuracy" in job.config.metrics:
+            right = vqa.accuracy(texts, [x.references for x in job.examples])
+            scores["vqa_accuracy"] = interval(right, np.mean, len(right))
+        return scores
+
+    return _told(job, ("question_id", "answer"), ask, judge)
+
+
+def _told(
+    job: Job,
+    keys: tuple[str, str],
+    ask: Callable[[slice, dict[str, Any]], list[str]],
+    judge: Callable[[list[str]], Mapping[str, Score]],
+) -> Outcome:
+    """Texts about pictures, written down under `keys`; what is cut loses the mark that
+    says so."""
+    scores: dict[str, Score] = {}
+    said: dict[int, list[str]] = {}
+    for k in job.config.retrieve:
+
+        def work(own: slice, k: int = k) -> list[str]:
+            return ask(own, job.options(own, k))
+
+        texts = [x for part in job.parts("texts", work, k) for x in part]
+        said[k] = [text.removesuffix(CUT).strip() for text in texts]
+        scores |= {f"{key}@{k}": score for key, score in judge(said[k]).items()}
+        names = [int(x.id) if x.id.isdigit() else x.id for x in job.examples]
+        lines = [
+            dict(zip(keys, line, strict=True))
+            for line in zip(names, said[k], strict=True)
+        ]
+        if jax.process_index() == 0:
+            write_whole(job.place / f"texts@{k}.json", json.dumps(lines))
+    last = said[job.config.retrieve[-1]]
+    return Outcome(
+        scores,
+        [
+            Sample(
+                text=" ".join(filter(None, (example.question, text))),
+                pictures={"picture": Pillow.fromarray(job.picture(example.picture))},
+                note="people: " + " / ".join(dict.fromkeys(example.references)),
+            )
+            for example, text in zip(job.examples[:SHOWN], last, strict=False)
+        ],
+    )
+
+
+def rank(job: Job) -> Outcome:
+    """Possible answers by their log-likelihoods: NDCG (paper 1.12, VisDial)."""
+
+    def work(own: slice) -> np.ndarray:
+        examples = job.examples[own]
+        return dialogue.log_likelihoods(
+            job.model,
+            job.pictures(own),
+            [example.question for example in examples],
+            [example.options for example in examples],
+            job.config.wording,
+        )
+
+    scores_NC = np.concatenate([*job.parts("options", work)])
+    relevance_NC = np.array([example.relevance for example in job.examples])
+    values = ndcg.ndcg(scores_NC, relevance_NC)
+    best = scores_NC.argmax(1)
+    return Outcome(
+        {"ndcg@0": interval(values, np.mean, len(values))},
+        [
+            Sample(
+                text=f"{example.question} {example.options[choice]}",
+                pictures={"picture": Pillow.fromarray(job.picture(example.picture))},
+                note=f"NDCG {value:.2f}",
+            )
+            for example, choice, value in zip(
+                job.examples[:SHOWN], best, values, strict=False
+            )
+        ],
+    )
+
+
+def segment(job: Job) -> Outcome:
+    """Mean IoU over the classes that the model and the set both name; all else, and
+    what is not counted, is background, which is not one of them."""
+    job.check_side()
+    masks, side = job.model.codec.masks, job.config.image_size
+    known = public_sets.labels(job.folder)
+    shared = [name for name in job.model.classes[1:] if name in known]
+    if masks is None or not shared:
+        raise ValueError(
+            f"{job.model.system.name} was tuned on the classes "
+            f"{', '.join(job.model.classes[1:]) or 'none'}, of which {job.folder} has "
+            "none: name its classes in sft.classes"
+        )
+    numbers = {known[name]: job.model.classes.index(name) for name in shared}
+    table = np.array([numbers.get(value, 0) for value in range(256)], np.int32)
+
+    def work(own: slice) -> np.ndarray:
+        truth = []
+        for example in job.examples[own]:
+            with Pillow.open(job.folder / example.mask) as mask:
+                # Read as grey: a palette's numbers, not its colours.
+                grey = Pillow.fromarray(np.asarray(mask).astype(np.uint8)).convert(
+                    "RGB"
+                )
+            truth.append(table[fit(grey, side, Pillow.Resampling.NEAREST)[..., 0]])
+        asked = job.options(own, 0) | {"wording": job.config.wording}
+        made = job.model.segment(job.pictures(own), **asked)
+        best = [masks.ceiling(labels) for labels in truth]
+        C = len(masks.classes)
+        return np.stack(
+            [_areas(confusion(np.stack(truth), np.stack(x), C)) for x in (made, best)],
+            axis=1,
+        )
+
+    areas_BPKC = np.concatenate([*job.parts("masks", work)])
+    kept = [job.model.classes.index(name) for name in shared]
+    areas_BPKC = areas_BPKC[..., kept]
+
+    def miou(areas_BKC: np.ndarray) -> float:
+        both_C, either_C = areas_BKC.sum(0)
+        return float((both_C / np.maximum(either_C, 1))[either_C > 0].mean())
+
+    n = len(areas_BPKC)
+    names = ("miou@0", "ceiling@0")
+    return Outcome(
+        {name: interval(areas_BPKC[:, p], miou, n) for p, name in enumerate(names)}
+    )
+
+
+def _areas(counts_BCC: np.ndarray) -> np.ndarray:
+    """Pixels in both and in either, of every class: int64 [B, 2, C]."""
+    both_BC = np.diagonal(counts_BCC, axis1=1, axis2=2)
+    either_BC = counts_BCC.sum(1) + counts_BCC.sum(2) - both_BC
+    return np.stack([both_BC, either_BC], axis=1)
+
+
+TASKS: dict[str, Callable[[Job], Outcome]] = {
+    "text_to_image": text_to_image,
+    "reconstruction": reconstruction,
+    "caption": caption,
+    "answer": answer,
+    "rank": rank,
+    "segment": segment,
+}
+
+
+def evaluators(config: PublicConfig, folder: Path) -> dict[str, Evaluator]:
+    """The tasks on a set in a folder."""
+
+    def bound(task: Callable[[Job], Outcome]) -> Evaluator:
+        def evaluate(model: Any, examples: Sequence[Any], seed: int) -> Outcome:
+            return task(Job(config, folder, model, examples, seed))  # a Kept
+
+        return evaluate
+
+    return {name: bound(task) for name, task in TASKS.items()}

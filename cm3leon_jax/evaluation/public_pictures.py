@@ -1,0 +1,207 @@
+"""Pictures of public sets: drawn for captions, or taken apart into codes and back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as Pillow
+
+from cm3leon_jax.evaluation import (
+    clip_scores,
+    frechet,
+    inception_score,
+    precision_recall,
+)
+from cm3leon_jax.evaluation.features import Features
+from cm3leon_jax.evaluation.protocol import Outcome, Sample, Score, interval
+from cm3leon_jax.evaluation.public_job import Job
+from cm3leon_jax.evaluation.public_sets import Example
+from cm3leon_jax.evaluation.reconstruction import code_use, psnr, ssim
+
+
+def text_to_image(job: Job) -> Outcome:
+    """A picture for the first caption of each example; what it is compared with are the
+    examples' own. Of the candidates the first n are what n would have been."""
+    config, scores, samples = job.config, {}, []
+    job.check_side()
+    embedder = _embedder(job) if "clip_score" in config.metrics else None
+    compared = set(config.metrics) - {"clip_score"}
+    most = max(config.candidates)
+
+    def work(own: slice, k: int) -> dict[str, Any]:
+        prompts = [example.references[0] for example in job.examples[own]]
+        asked = job.options(own, k)
+        if most == 1:
+            drawn = [[x] for x in job.model.text_to_image(prompts, **asked)]
+            order = [((0,), (0.0,))] * len(drawn)
+        else:
+            ranked = job.model.text_to_image(
+                prompts,
+                candidates=most,
+                rerank=config.rerank,
+                return_scores=True,
+                **asked,
+            )
+            drawn = [row.outputs for row in ranked]
+            order = [(row.numbers, row.scores) for row in ranked]
+        made: dict[str, Any] = {"shown": [], "features": {}, "clip": {}}
+        chosen = {n: _best(drawn, order, n) for n in config.candidates}
+        for n, pictures in chosen.items():
+            folder = job.place / f"pictures@{_suffix(k, n)}"
+            _save(folder, job.examples[own], pictures)
+            stack = np.stack([np.asarray(picture) for picture in pictures])
+            if compared:
+                made["features"][n] = job.network(stack)
+            if embedder is not None:
+                texts, images = embedder.texts(prompts), embedder.images(stack)
+                made["clip"][n] = clip_scores.clip_score(images, texts)
+        made["shown"] = [[chosen[n][i] for n in chosen] for i in job.shown(own)]
+        return made
+
+    def reals() -> Iterator[np.ndarray]:
+        return job.parts(
+            "originals", lambda own: job.network(np.stack(job.pictures(own)))
+        )
+
+    for k in config.retrieve:
+        run = functools.partial(job.parts, "pictures", functools.partial(work, k=k), k)
+        for n in config.candidates:
+
+            def made(n: int = n, run: Callable[[], Any] = run) -> Iterator[np.ndarray]:
+                return (part["features"][n] for part in run())
+
+            found = _compared(job.network, compared, made, reals) if compared else {}
+            if embedder is not None:
+                values = np.concatenate([part["clip"][n] for part in run()])
+                key = clip_scores.key(embedder.name)
+                found[key] = interval(values, np.mean, len(values))
+            suffix = _suffix(k, n)
+            scores |= {f"{name}@{suffix}": score for name, score in found.items()}
+        rows = [row for part in run() for row in part["shown"]]
+        samples.append([dict(zip(config.candidates, row, strict=True)) for row in rows])
+    return Outcome(
+        scores,
+        [
+            Sample(
+                text=example.references[0],
+                pictures={
+                    **{
+                        f"after {k}, of {n}": picture
+                        for k, row in zip(config.retrieve, rows, strict=True)
+                        for n, picture in row.items()
+                    },
+                    "original": Pillow.fromarray(job.picture(example.picture)),
+                },
+            )
+            for example, *rows in zip(job.examples, *samples, strict=False)
+        ],
+    )
+
+
+def _compared(
+    network: Features,
+    metrics: set[str],
+    made: Callable[[], Iterator[np.ndarray]],
+    reals: Callable[[], Iterator[np.ndarray]],
+) -> dict[str, Score]:
+    """Scores of features of made pictures beside those of real ones."""
+    found: dict[str, Score] = {}
+    if "fid" in metrics:
+        real = frechet.Moments.empty(network.width)
+        for batch in reals():
+            real = real.add(batch)
+        moments = frechet.subsets(made(), network.width)
+        found[network.key] = frechet.score(moments, real)
+    if "inception_score" in metrics:
+        logits = [network.logits(batch) for batch in made()]
+        found["inception_score"] = inception_score.score(np.concatenate(logits))
+    if "precision_recall" in metrics:
+        both = np.concatenate([*reals()]), np.concatenate([*made()])
+        found |= precision_recall.scores(*both)
+    return found
+
+
+def reconstruction(job: Job) -> Outcome:
+    """Pictures through the image tokenizer and back; how much of the codebook they
+    use."""
+    job.check_side()
+    metrics, tokenizer = set(job.config.metrics), job.model.codec.image
+
+    def work(own: slice) -> dict[str, Any]:
+        originals = np.stack(job.pictures(own))
+        codes = tokenizer.encode(originals)
+        made = np.asarray(tokenizer.decode(codes))
+        found: dict[str, Any] = {
+            "psnr": psnr(originals, made),
+            "ssim": ssim(originals, made),
+            "codes": np.bincount(codes.ravel(), minlength=tokenizer.codebook),
+            "shown": [Pillow.fromarray(made[i]) for i in job.shown(own)],
+        }
+        if "fid" in metrics:
+            found |= {"made": job.network(made), "real": job.network(originals)}
+        return found
+
+    def run(key: str) -> Iterator[np.ndarray]:
+        return (part[key] for part in job.parts("reconstructions", work))
+
+    values = {key: np.concatenate([*run(key)]) for key in ("psnr", "ssim")}
+    scores = {key: interval(x, np.mean, len(x)) for key, x in values.items()}
+    counts, n = sum(run("codes")), len(job.examples)
+    codes = np.repeat(np.arange(len(counts)), counts)
+    for key, value in code_use(codes, len(counts)).items():
+        scores[f"codes_{key}"] = {"value": value, "low": value, "high": value, "n": n}
+    if "fid" in metrics:
+        found = _compared(
+            job.network, {"fid"}, lambda: run("made"), lambda: run("real")
+        )
+        scores |= {"r" * (key == "fid") + key: score for key, score in found.items()}
+    shown = [picture for part in run("shown") for picture in part]
+    return Outcome(
+        scores,
+        [
+            Sample(
+                text="",
+                pictures={
+                    "original": Pillow.fromarray(job.picture(example.picture)),
+                    "reconstruction": picture,
+                },
+            )
+            for example, picture in zip(job.examples, shown, strict=False)
+        ],
+    )
+
+
+def _best(
+    drawn: Sequence[Sequence[Pillow.Image]], order: Sequence[Any], n: int
+) -> list[Pillow.Image]:
+    """Of each prompt's pictures, best first, the best of its first n candidates."""
+    found = []
+    for pictures, (numbers, _) in zip(drawn, order, strict=True):
+        found.append(pictures[next(i for i, c in enumerate(numbers) if c < n)])
+    return found
+
+
+def _suffix(k: int, n: int) -> str:
+    return f"{k}" if n == 1 else f"{k}_of_{n}"
+
+
+def _save(
+    folder: Path, examples: Sequence[Example], pictures: Sequence[Pillow.Image]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for example, picture in zip(examples, pictures, strict=True):
+        picture.save(folder / f"{example.id.replace('/', '_')}.png", compress_level=1)
+
+
+def _embedder(job: Job) -> Any:
+    memory = job.model.memory
+    if memory is None:
+        raise ValueError(
+            f"public.metrics has clip_score, and {job.model.system.name} has no "
+            "section `retrieval` that names an encoder: leave it out"
+        )
+    return memory.embedder

@@ -1,0 +1,26 @@
+"""Captions of COCO's Karpathy test split: 5,000 pictures, 5 references each.
+
+    bash launch/setup.sh captions
+    python launch/evaluate.py --config configs/eval/coco_caption.py --workdir runs/7b \
+        --checkpoint sft --data data/coco
+
+CIDEr-D, BLEU, ROUGE-L and METEOR by pycocoevalcap, as fractions: papers print CIDEr
+times 100. The paper (tuned 7B, "0-shot"): CIDEr 61.6.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "name": "coco_caption",
+            "world": "public",
+            "split": "test",
+            "documents": 5_000,
+            "tasks": ("caption",),
+            "shown": 24,
+            "seed": 0,
+            "public": {"set": "coco_karpathy", "sampler": {"temperature": 0.0}},
+        }
+    ).lock()
