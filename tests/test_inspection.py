@@ -181,7 +181,8 @@ def test_the_command_writes_a_sheet_and_stops_at_damage(tmp_path):
     sheet = tmp_path / "new" / "sheet.png"
     done = launch(*inspect, "--split", "validation", "--out", sheet)
     assert done.returncode == 0, done.stderr
-    assert Pillow.open(sheet).size > (300, 300)
+    with Pillow.open(sheet) as made:
+        assert made.width > 300 and made.height > 300
     index = np.load(tmp_path / "tokens" / "train-index.npy")
     index["length"][3] += 1
     np.save(tmp_path / "tokens" / "train-index.npy", index)
