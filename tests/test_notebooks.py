@@ -13,7 +13,10 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import notebook
 
-NAMES = (*("02_a_tokens_life", "03_image_tokenizer", "05_decoding", "07_scale_out"),)
+NAMES = (
+    *("02_a_tokens_life", "03_image_tokenizer", "05_decoding", "07_scale_out"),
+    "08_your_data",
+)
 # The quick system must reach these on unseen scenes.
 REQUIRED = {
     "reconstruction/objects": 0.97,
