@@ -382,7 +382,7 @@ def test_protocols_leave_results_samples_and_a_report(workdir, world, tasks):
     page = report.write(workdir).read_text()
     for task in tasks:
         samples = workdir / "samples" / path.stem / task
-        assert samples.exists() or task == "likelihood"
+        assert samples.exists() or task in ("likelihood", "perplexity")
     assert "data:image/png" in page and f"{world}:tiny" in page
 
 

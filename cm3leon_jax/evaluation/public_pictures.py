@@ -118,7 +118,9 @@ def _compared(
         found[network.key] = frechet.score(moments, real)
     if "inception_score" in metrics:
         logits = [network.logits(batch) for batch in made()]
-        found["inception_score"] = inception_score.score(np.concatenate(logits))
+        # By other weights than the published ones it is another score.
+        of = "" if network.standard else f"_{network.name}"
+        found[f"inception_score{of}"] = inception_score.score(np.concatenate(logits))
     if "precision_recall" in metrics:
         both = np.concatenate([*reals()]), np.concatenate([*made()])
         found |= precision_recall.scores(*both)
@@ -150,7 +152,7 @@ def reconstruction(job: Job) -> Outcome:
 
     values = {key: np.concatenate([*run(key)]) for key in ("psnr", "ssim")}
     scores = {key: interval(x, np.mean, len(x)) for key, x in values.items()}
-    counts, n = sum(run("codes")), len(job.examples)
+    counts, n = np.sum([*run("codes")], axis=0), len(job.examples)
     codes = np.repeat(np.arange(len(counts)), counts)
     for key, value in code_use(codes, len(counts)).items():
         scores[f"codes_{key}"] = {"value": value, "low": value, "high": value, "n": n}

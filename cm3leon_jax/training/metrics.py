@@ -116,7 +116,7 @@ def _wandb_run(directory: Path) -> Any:
     if not project:
         return None
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ValueError(
             "WANDB_PROJECT is set, but wandb is not installed: pip install wandb, or "
