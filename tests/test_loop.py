@@ -205,9 +205,10 @@ def test_where_the_time_and_the_memory_went_is_logged(tmp_path):
     lines = metrics.read(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     for line in lines[1:]:  # the first interval is that of compiling
-        assert line["seconds/data"] >= 0.02
         assert line["seconds/data"] + line["seconds/device"] <= line["seconds/step"]
         assert line["memory/host_gib"] > 0.01
+    # Batches 4 to 8: one counts to the line that is written after it is there.
+    assert sum(2 * line["seconds/data"] for line in lines[1:]) >= 5 * 0.02
     [paused] = [line for line in lines if "seconds/checkpoint" in line]
     assert paused["step"] == 6 and paused["seconds/checkpoint"] >= 0.1
     assert paused["rows_per_second"] == pytest.approx(8 / paused["seconds/step"])

@@ -310,7 +310,7 @@ def smaller():
 def test_commands_of_the_documents_run(tmp_path):
     tree = copy_of_the_tree(tmp_path / "tree")
     stages.run(tiny_system.tiny_config(), tree / "runs" / "quick")
-    own_data.folder(tree / "my_pictures", 60)
+    own_data.folder(tree / "my_pictures", 120)
     less, failed = smaller(), []
     for command, needs in ALL_COMMANDS.items():
         if needs or command in ELSEWHERE:

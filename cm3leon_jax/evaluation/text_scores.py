@@ -103,7 +103,10 @@ def _meteor(truth: Tokens, written: Tokens) -> tuple[float, np.ndarray]:
 
     plain = {i: [text.replace("|||", "") for text in truth[i]] for i in truth}
     some = {i: [written[i][0].replace("|||", "").strip() or _NOTHING] for i in written}
-    corpus, each = Meteor().compute_score(plain, some)
+    scorer = Meteor()
+    with scorer.meteor_p as process:  # whose pipes it leaves open
+        corpus, each = scorer.compute_score(plain, some)
+        process.kill()
     return corpus, np.array(each)
 
 
