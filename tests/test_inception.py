@@ -189,8 +189,9 @@ def test_distance_is_pytorch_fids_on_features_of_photographs(lite0):
             one = one.add(found)
         sets.append(one)
     a, b = sets
-    with warnings.catch_warnings():  # scipy: its argument `disp` is to go
-        warnings.simplefilter("ignore", DeprecationWarning)
+    # scipy: its argument `disp` is to go; overlapping crops leave covariances singular
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         wanted = theirs.calculate_frechet_distance(
             a.mean, a.covariance, b.mean, b.covariance
         )
