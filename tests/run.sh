@@ -12,11 +12,16 @@ if [ "${1:-}" = all ]; then
   shift
   extras=(dev parity browser)
   selection=()
-  # A scheduler to run launch/slurm/ in, where that is a matter of asking for it.
-  if ! command -v sbatch >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    apt-get install --yes --quiet --no-install-recommends slurm-wlm munge >/dev/null 2>&1 ||
-      { apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends \
-        slurm-wlm munge; } >/dev/null 2>&1 || echo "Slurm could not be installed"
+  # A scheduler to run launch/slurm/ in and a browser for launch/demo.py, where that is
+  # a matter of asking for them; tests of what cannot be had say so and are skipped.
+  packages=()
+  command -v sbatch >/dev/null || packages+=(slurm-wlm munge)
+  command -v chromium google-chrome >/dev/null || packages+=(chromium)
+  if [ ${#packages[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    printf '\n== apt-get install %s\n' "${packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get -qq update && apt-get -qq install -y --no-install-recommends \
+      "${packages[@]}"; } >/dev/null || echo "could not be installed"
   fi
 fi
 
@@ -27,11 +32,6 @@ step() {
 }
 
 bash launch/setup.sh "${extras[@]}" || exit 1
-# For the page of launch/demo.py, where it can be had without asking anybody.
-if [ ${#selection[@]} -eq 0 ] && ! command -v chromium google-chrome >/dev/null &&
-  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-  step sh -c 'apt-get -qq update && apt-get -qq install -y chromium >/dev/null'
-fi
 PATH="$PWD/.venv/bin:$PATH"
 sources=(cm3leon_jax tests)
 for folder in configs launch notebooks; do
