@@ -17,7 +17,7 @@ from pathlib import Path
 import command
 from absl import flags
 
-SPLIT = flags.DEFINE_string("split", "train", "train or validation.")
+SPLIT = flags.DEFINE_string("split", "train", "train, validation or test.")
 TOKENS = flags.DEFINE_enum(
     "tokens", "tokens", ("tokens", "task_tokens"), "The token cache: its folder."
 )

@@ -86,7 +86,7 @@ def test_public_sets_are_asked_of_a_real_system(workdir, tmp_path, monkeypatch):
             set=name, image_size=32, features="efficientnet_lite0", **settings
         )
         return Protocol(
-            **{"name": task, "world": "public", "split": "x", "documents": 10},
+            **{"name": task, "world": "public", "split": "x", "documents": 20},
             **{"tasks": (task,), "shown": 2, "seed": 0, "public": public},
         )
 

@@ -192,7 +192,7 @@ def test_the_command_writes_a_sheet_and_stops_at_damage(tmp_path):
     assert "record 3 " in (tmp_path / "inspect-train.html").read_text()
     for wrong, words in (
         (("--out", "sheet.pdf"), "a .html or a .png"),
-        (("--split", "test"), "not tokenized"),
+        (("--split", "tset"), "not tokenized"),
     ):
         done = launch(*inspect, *wrong)
         assert done.returncode == 2 and words in done.stderr.splitlines()[-1], done

@@ -105,9 +105,15 @@ def score(made: Sequence[Moments], reference: Moments) -> Score:
     `spread` is the standard deviation of the distances of the disjoint subsets, each
     of a share of the pictures; the 95 % interval is ± 1.96 spread / √subsets, since the
     variance falls with their number. (Few pictures are further away on average, so the
-    mean of the subsets is no estimate of the value.)
+    mean of the subsets is no estimate of the value.) ValueError of fewer than two
+    pictures a subset.
     """
     whole = functools.reduce(Moments.merge, made)
+    if min(part.count for part in made) < 2:
+        raise ValueError(
+            f"{whole.count} pictures are too few for a distance and its spread over "
+            f"{len(made)} subsets: score at least {2 * len(made)}"
+        )
     root = _root(reference.covariance)
     value = _distance(whole, reference, root)
     spread = float(np.std([_distance(m, reference, root) for m in made], ddof=1))
