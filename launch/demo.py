@@ -10,6 +10,7 @@ not tuned on says so. Nothing is sent anywhere, and the page needs no network.
 """
 
 import functools
+import importlib.util
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -256,10 +257,8 @@ def define_flags() -> None:
 
 
 def main() -> dict:
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise ValueError("the page needs gradio: bash launch/setup.sh demo") from None
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the page needs gradio: bash launch/setup.sh demo")
     from cm3leon_jax import CM3Leon
 
     given = flags.FLAGS

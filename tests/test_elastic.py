@@ -98,9 +98,8 @@ def test_the_other_process_of_a_job_ends_when_one_is_killed(tokens, tmp_path):
     job = members(tokens, killed, 2, devices=1, steps=10**6, delay=0.2)
     begun(job, killed, 6)
     os.kill(job[1].pid, signal.SIGKILL)
-    began = time.monotonic()
-    (code, said), _ = ends(job, 120)
-    assert time.monotonic() - began < 60
+    # How long that takes is a figure of tests/benchmarks/kill.py: `pair_seconds`.
+    (code, said), _ = ends(job, 600)
     assert code == EXIT_CODE and "process 0 of 2: another process has ended" in said
     steps = latest_step(killed) + 4
     for code, text in ends(members(tokens, killed, 2, devices=1, steps=steps)):

@@ -28,13 +28,13 @@ from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from cm3leon_jax import vocab  # noqa: E402
-from cm3leon_jax.models.attention import xla_attention  # noqa: E402
-from cm3leon_jax.models.decoder import Decoder, DecoderConfig  # noqa: E402
-from cm3leon_jax.models.layers import identity  # noqa: E402
-from cm3leon_jax.training import state, step  # noqa: E402
-from cm3leon_jax.training.checkpoint import Checkpoints  # noqa: E402
-from cm3leon_jax.training.optimizer import (  # noqa: E402
+from cm3leon_jax import vocab
+from cm3leon_jax.models.attention import xla_attention
+from cm3leon_jax.models.decoder import Decoder, DecoderConfig
+from cm3leon_jax.models.layers import identity
+from cm3leon_jax.training import state, step
+from cm3leon_jax.training.checkpoint import Checkpoints
+from cm3leon_jax.training.optimizer import (
     OptimizerConfig,
     make_optimizer,
 )

@@ -26,15 +26,16 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny_job
+import tiny_mixing
+
+from cm3leon_jax.training import metrics
+from cm3leon_jax.training.checkpoint import latest_step
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import tiny_job  # noqa: E402
-import tiny_mixing  # noqa: E402
-
-from cm3leon_jax.training import metrics  # noqa: E402
-from cm3leon_jax.training.checkpoint import latest_step  # noqa: E402
-
 AGAIN = 75
 PATIENCE = 600.0  # seconds
 
