@@ -103,7 +103,7 @@ def resized_to(picture_YXC: np.ndarray, side: int, resize: str) -> np.ndarray:
     if resize == "clean":
         size, filter = (side, side), Pillow.Resampling.BICUBIC
         channels = [
-            Pillow.fromarray(np.float32(channel)).resize(size, filter)
+            Pillow.fromarray(channel.astype(np.float32)).resize(size, filter)
             for channel in np.moveaxis(picture_YXC, -1, 0)
         ]
         return np.stack([np.asarray(x) for x in channels], -1).clip(0, 255)
