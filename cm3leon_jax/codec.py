@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -53,6 +54,13 @@ class Codec:
         tokenization.check_sizes(text, image, layout)
         self.layout, self.text, self.image, self.masks = layout, text, image, masks
         self.image_tokens = image.grid[0] * image.grid[1]
+
+    @functools.cached_property
+    def grey(self) -> np.ndarray:
+        """The codes of a picture of which everything is hidden, int32 [Yg, Xg]."""
+        side = self.image.image_size
+        hidden = np.full((1, side, side, 3), regions.GREY, np.uint8)
+        return self.image.encode(hidden)[0]
 
     # Documents -> ids.
 

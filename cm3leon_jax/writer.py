@@ -199,12 +199,18 @@ class Writer:
     ) -> tuple[list[list[np.ndarray]], int]:
         """The text pieces of every hole of each, and how many there may be: a text of
         that length was cut. `usual` is the longest that `task` usually needs."""
-        samplers = self.samplers(sampler, default, 1, task)
+        seen = all(self._shows_a_picture(telling) for telling in wanted)
+        samplers = self.samplers(sampler, default, 2 if seen else 1, task)
         candidates = self._candidates(candidates, samplers)
         rows = self._rows(retrieve, wanted)
         if max_text is None:
             max_text = self._room(wanted, rows, usual)
         bare = [self.text_form(telling, max_text) for telling in wanted]
+        streams = max(map(self._streams, samplers))
+        if streams > 1:
+            grey = self.codec.grey
+            bare = [forms.blinded(prompt, grey, self.layout) for prompt in bare]
+            bare = [forms.keep(prompt, streams) for prompt in bare]
         prompts = self.context.before(bare, rows)
         read = forms.texts if not wanted[0].last else _only_text
         texts = [
@@ -295,6 +301,10 @@ class Writer:
         """How many a prompt needs; an amateur that is another model has its own."""
         other = self.engine.amateur is not None and sampler.contrastive is not None
         return 1 if other else sampler.streams
+
+    def _shows_a_picture(self, telling: Telling) -> bool:
+        known = [part for part in telling.parts if part is not None]
+        return any(forms.inside(part, self.layout.image).any() for part in known)
 
     def text_form(self, telling: Telling, max_text: int) -> Prompt:
         if not telling.last:

@@ -253,7 +253,6 @@ OPEN, GUIDED = Document((Text(HOLE),)), Sampler(guidance=3.0)
         (lambda m: m.infill([RED], [~ALL]), "mask 0 is empty"),
         (lambda m: m.caption(np.zeros((4, 4, 3), np.uint8)), "images is a list"),
         (lambda m: m.caption([RED], max_text=0), "max_text=0"),
-        (lambda m: m.caption([RED], sampler=GUIDED), "nothing to guide in a caption"),
         (lambda m: m.infill([RED], [ALL], sampler=GUIDED), "nothing to guide in infil"),
         (lambda m: m.infill([RED], [ALL], ["x", "y"]), "as many prompts"),
         (lambda m: m.infill([RED], [ALL], "x"), "prompts is a list"),

@@ -8,14 +8,16 @@ from PIL import Image as Pillow
 from tiny_api import CODEC, MASKS, SIDE
 from tiny_data import LAYOUT, make_documents, tokenize
 
+from cm3leon_jax.codec import HOLE
 from cm3leon_jax.data import controls, tasks
+from cm3leon_jax.data.documents import Document, Text
 from cm3leon_jax.data.infill import infill
 from cm3leon_jax.data.task_templates import BREAK, TASKS
 from cm3leon_jax.inputs import touched
 from cm3leon_jax.models.decoder import DecoderConfig, abstract
 from cm3leon_jax.retrieval.recall import Found
 from cm3leon_jax.sampling import prompts
-from cm3leon_jax.sampling.sampler import Sampler
+from cm3leon_jax.sampling.sampler import ContrastiveTopK, Sampler
 from cm3leon_jax.tokenizers.regions import GREY
 
 EOS, BRK, EOSS, S0 = LAYOUT.eos, LAYOUT.brk, LAYOUT.eoss, LAYOUT.sentinels[0]
@@ -224,16 +226,48 @@ def test_what_is_outside_a_region_is_copied(monkeypatch):
         np.testing.assert_array_equal(script[~cells], codes[~cells])
 
 
-def test_a_real_decoder_writes_what_the_scripts_say(monkeypatch):
+def _decoder():
     config = DecoderConfig(
         vocab=LAYOUT.size, layers=1, width=16, heads=2, mlp=16, length=LIMIT
     )
     rng = np.random.default_rng(0)
-    decoder = jax.tree.map(
+    return jax.tree.map(
         lambda w: jax.numpy.asarray(rng.normal(0, 0.3, w.shape), w.dtype),
         abstract(config),
     )
-    model = tiny_api.model(LIMIT, tasks=TASKS, decoder=decoder)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_other_stream_of_a_text_sees_grey_pictures(last, monkeypatch):
+    """So answers are guided, or contrasted, away from what questions alone suggest."""
+    written = tiny_api.spy(monkeypatch)
+    model = tiny_api.model(LIMIT, tasks=TASKS, autoregressive=last)
+    grey = np.full_like(ONE, GREY)
+    contrast = ContrastiveTopK(alpha=0.1, k=2, amateur_temperature=1.0)
+    model.answer([grey], WHY)
+    for sampler in (Sampler(guidance=2.0), Sampler(contrastive=contrast)):
+        model.answer([ONE], WHY, sampler=sampler)
+    ((unseen,), *others) = written
+    for (prompt,) in others:
+        assert not np.array_equal(prompt.streams[0], unseen.streams[0])
+        np.testing.assert_array_equal(prompt.streams[1], unseen.streams[0])
+    with pytest.raises(ValueError, match="over 3 streams, but the prompt has 2"):
+        model.answer([ONE], WHY, sampler=Sampler(guidance=(1.5, 2.0)))
+    with pytest.raises(ValueError, match="nothing to guide in infilling"):
+        model.infill([Document((Text(HOLE),))], sampler=sampler)
+
+
+def test_guidance_of_nothing_writes_what_is_said_of_a_grey_picture():
+    model = tiny_api.model(LIMIT, tasks=TASKS, decoder=_decoder())
+    blind = Sampler(temperature=0.0, guidance=0.0)
+    told = model.answer([ONE, TWO], [*WHY, *WHY], sampler=blind, max_text=6)
+    greedy = Sampler(temperature=0.0)
+    (grey,) = model.answer([np.full_like(ONE, GREY)], WHY, sampler=greedy, max_text=6)
+    assert told == [grey, grey]
+
+
+def test_a_real_decoder_writes_what_the_scripts_say(monkeypatch):
+    model = tiny_api.model(LIMIT, tasks=TASKS, decoder=_decoder())
     painted = []
     monkeypatch.setattr(
         CODEC, "paint", lambda codes: painted.append(codes) or [None] * len(codes)

@@ -19,7 +19,8 @@ The forms are those of training samples (paper sections 1.6, 1.7), for example
 A guided prompt has a second stream in which the text is hidden, `<eos> <s0> <break>`;
 an instruction about a picture has one between the two, in which only what the caller
 said is hidden: `<eos> task <break> image <break> <s0> <break>` (paper 1.12; there it is
-left out, but in training a hidden text leaves its sentinel). All streams are given the
+left out, but in training a hidden text leaves its sentinel). That of a prompt for text
+has the codes of a grey picture in the place of every picture. All streams are given the
 same sampled tokens. Retrieved documents stand before all of
 these, in every stream: `<eos> (document <break>)×R text <break>`.
 """
@@ -113,6 +114,16 @@ def text_infill(
         script += [sentinel, run]
     prompt = _ids(layout.eos, *body, layout.sentinels[0])
     return Prompt((prompt,), (_ids(*script),))
+
+
+def blinded(prompt: Prompt, codes: np.ndarray, layout: Layout) -> Prompt:
+    """A prompt for text with a second stream in which nothing is to be seen: `codes`,
+    those of a grey picture, stand in the place of every picture's."""
+    (ids,) = prompt.streams
+    unseen = np.array(ids)
+    places = np.flatnonzero(inside(ids, layout.image))
+    unseen[places] = np.resize(layout.image_ids(codes), len(places))
+    return Prompt((ids, unseen), prompt.scripts * 2)
 
 
 def region_infill(
