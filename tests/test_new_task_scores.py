@@ -1,4 +1,5 @@
-"""Scores of what no training example is like: two edits, no text, classes to come."""
+"""Scores of what no training example is like: two edits, other kinds of edits, no text,
+classes to come."""
 
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from test_task_scores import (
     Oracle,
     some,
     two_edits,
+    untaught_edits,
 )
 
-from cm3leon_jax.data import shapes, tasks
+from cm3leon_jax.data import shape_edits, shapes, tasks
 from cm3leon_jax.data.shapes import Scene
 from cm3leon_jax.evaluation import filling, scenes, task_pictures
 from cm3leon_jax.evaluation.tasks import TASKS
@@ -54,6 +56,29 @@ def test_two_edits_are_of_two_kinds_and_places():
         same = [o for o in before.objects if o.cell in facts["kept"]]
         assert same == [o for o in after.objects if o.cell in facts["kept"]]
         assert " and " in tasks.parse("edit", document)["instruction"]
+
+
+def test_kinds_that_were_never_taught():
+    kinds = set()
+    for document in untaught_edits(40):
+        facts = document.metadata["edit"]
+        before, after = (
+            Scene.from_json(document.metadata[key]) for key in ("scene", "target_scene")
+        )
+        old, late = {*before.objects}, {*after.objects}
+        gone, new = old - late, late - old
+        looks = [
+            sorted((o.shape, o.size, o.colour) for o in some) for some in (gone, new)
+        ]
+        kinds.add(facts["kind"])
+        assert {o.cell for o in gone | new} == set(facts["cells"])
+        assert shapes.allowed(WORLD, "test", after.objects)
+        if facts["kind"] == "exchange":
+            assert len(gone) == 2 and looks[0] == looks[1]
+        else:
+            kept = {(o.shape, o.size, o.colour) for o in before.objects}
+            assert not gone and len(new) == 1 and looks[1][0] in kept
+    assert kinds == set(shape_edits.UNTAUGHT) and not kinds & set(shape_edits.KINDS)
 
 
 def test_infilling_without_a_text_must_be_a_scene():

@@ -43,6 +43,10 @@ def two_edits(count=COUNT):
     return list(itertools.islice(shape_tasks.two_edits(WORLD, "test"), count))
 
 
+def untaught_edits(count=COUNT):
+    return list(itertools.islice(shape_tasks.untaught_edits(WORLD, "test"), count))
+
+
 def truth(document):
     """What a perfect model writes, draws or labels."""
     task = tasks.known(document.metadata["task"])
@@ -86,7 +90,7 @@ class Oracle:
             unseen = [False, True] if spec.unseen else [False]
             known = itertools.chain(*(some(task, u, 40) for u in unseen))
             if task == "edit":
-                known = itertools.chain(known, two_edits(40))
+                known = itertools.chain(known, two_edits(40), untaught_edits(40))
             for document in known:
                 key = self._key(document.metadata["template"], *self._given(document))
                 self.known[task][key] = document

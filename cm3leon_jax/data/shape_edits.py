@@ -69,6 +69,14 @@ LOCAL = {
         "resize": ("it should be {size}", "change its size to {size}"),
     },
 }
+# Kinds of which no training example has one, asked for in words that it knows.
+UNTAUGHT = {
+    "copy": ("draw {what} {where} too", "draw {what} again {where}"),
+    "exchange": (
+        "put {what} in the place of {other} and {other} in the place of {what}",
+        "exchange {what} and {other}",
+    ),
+}
 KINDS = tuple(WORDINGS[SEEN])
 LOCAL_KINDS = tuple(LOCAL[SEEN])
 _PER_SCENE = 30  # targets tried before another scene is drawn
@@ -203,6 +211,66 @@ def two(
         return None
 
     return shapes.search(attempt, "two edits of one scene")
+
+
+def untaught(config: ShapesConfig, split: str, rng: np.random.Generator) -> Edit:
+    """An edit of a kind of `UNTAUGHT`: an object is copied to a free place, or two that
+    look different change places."""
+    kind = pick(tuple(UNTAUGHT), rng)
+
+    def attempt() -> Edit | None:
+        source = shapes.draw(config, split, rng)
+        if kind == "copy" and len(source.objects) == config.max_objects:
+            return None
+        known = _references(config, source, "move", SEEN, rng)
+        for _ in range(_PER_SCENE):
+            step = (_copy if kind == "copy" else _exchange)(config, source, known, rng)
+            target = None if step is None else _apply(source, step)
+            if step and target and shapes.allowed(config, split, target.objects):
+                return Edit(
+                    kind=kind,
+                    instruction=pick(UNTAUGHT[kind], rng).format(**step.words),
+                    source=source,
+                    target=target,
+                    cells=tuple(sorted({o.cell for o in step.after})),
+                    spatial=step.spatial,
+                    several=kind == "exchange",
+                )
+        return None
+
+    return shapes.search(attempt, f"edit of the kind {kind!r}")
+
+
+def _copy(
+    config: ShapesConfig,
+    scene: Scene,
+    references: Sequence[Reference],
+    rng: np.random.Generator,
+) -> _Step | None:
+    place = _place(config, scene, (), rng) if references else None
+    if place is None:
+        return None
+    meant = pick(references, rng)
+    words = {"what": meant.phrase, "where": place[1]}
+    made = _changed(meant.objects, cell=place[0])
+    return _Step((), made, words, meant.spatial or place[2])
+
+
+def _exchange(
+    config: ShapesConfig,
+    scene: Scene,
+    references: Sequence[Reference],
+    rng: np.random.Generator,
+) -> _Step | None:
+    if len(references) < 2:
+        return None
+    first, second = (references[i] for i in rng.permutation(len(references))[:2])
+    (one,), (other,) = first.objects, second.objects
+    after = _changed((one,), cell=other.cell) + _changed((other,), cell=one.cell)
+    if {one, other} & {*after}:  # they look the same, or are the same
+        return None
+    words = {"what": first.phrase, "other": second.phrase}
+    return _Step((one, other), after, words, first.spatial or second.spatial)
 
 
 def _possible(config: ShapesConfig, kind: str) -> bool:

@@ -156,28 +156,45 @@ def _answer_of(
 
 
 def _edit(config, split, rng, unseen) -> Made:
-    edit = shape_edits.edit(config, split, rng, unseen)
+    return _edited(config, shape_edits.edit(config, split, rng, unseen))
+
+
+def _edited(config: ShapesConfig, edit: shape_edits.Edit, **more: Any) -> Made:
     fields, facts = _picture(config, edit.target, instruction=edit.instruction)
     fields["source"] = shapes.render(config, edit.source)
     return fields, facts | {
         "scene": edit.source.to_json(),
-        "edit": edit.facts(config),
+        "edit": edit.facts(config) | more,
     }
 
 
 def two_edits(config: ShapesConfig, split: str) -> Iterator[Document]:
     """Endless examples of the task `edit` with two edits in one instruction, which no
     training example has. Metadata as of `edit`; its "parts" are the cells of each."""
+    for number, rng in _numbered(split, "two edits"):
+        both, parts = shape_edits.two(config, split, rng)
+        made = _edited(config, both, parts=[list(cells) for cells in parts])
+        yield _untrained(made, "two edits", split, number)
+
+
+def untaught_edits(config: ShapesConfig, split: str) -> Iterator[Document]:
+    """Endless examples of the task `edit` of kinds that no training example has.
+    Metadata as of `edit`."""
+    for number, rng in _numbered(split, "untaught edits"):
+        made = _edited(config, shape_edits.untaught(config, split, rng))
+        yield _untrained(made, "untaught edits", split, number)
+
+
+def _numbered(split: str, name: str) -> Iterator[tuple[int, np.random.Generator]]:
     for number in itertools.count():
-        key = [number, shapes.SPLITS[split].start, zlib.crc32(b"two edits")]
-        both, parts = shape_edits.two(config, split, np.random.default_rng(key))
-        fields, facts = _picture(config, both.target, instruction=both.instruction)
-        fields["source"] = shapes.render(config, both.source)
-        facts |= {"scene": both.source.to_json(), "edit": both.facts(config)}
-        facts["edit"]["parts"] = [list(cells) for cells in parts]
-        name = f"shapes/two edits/{split}/{number:09d}"
-        facts |= {"licence": "CC0-1.0", "source": "shapes"}
-        yield fill("edit", fields, 0, id=name, **facts)
+        key = [number, shapes.SPLITS[split].start, zlib.crc32(name.encode())]
+        yield number, np.random.default_rng(key)
+
+
+def _untrained(made: Made, name: str, split: str, number: int) -> Document:
+    fields, facts = made
+    facts |= {"licence": "CC0-1.0", "source": "shapes"}
+    return fill("edit", fields, 0, id=f"shapes/{name}/{split}/{number:09d}", **facts)
 
 
 def _edit_region(config, split, rng, unseen) -> Made:

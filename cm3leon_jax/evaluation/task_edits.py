@@ -83,6 +83,14 @@ def two_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outco
     return Outcome(scores, whole.samples)
 
 
+def untaught_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
+    """Edits of kinds that no training example has, in words that it has."""
+    world = scenes.world_of(model)
+    some = enough(shape_tasks.untaught_edits(world, "test"), len(documents), changes)
+    images, texts = column(some, "source"), column(some, "instruction")
+    return outcome(world, some, model.edit(images, texts, wording=0, seed=seed))
+
+
 def outcome(
     world: ShapesConfig,
     documents: Sequence[Document],
@@ -184,4 +192,5 @@ TASKS: dict[str, Evaluator] = {
     "edit": evaluator("edit", edit, changes, again=_MAIN),
     "edit_region": evaluator("edit_region", edit_region, changes, again=_MAIN),
     "two_edits": two_edits,
+    "untaught_edits": untaught_edits,
 }

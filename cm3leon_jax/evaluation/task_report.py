@@ -28,6 +28,8 @@ MAIN: dict[str, float | None] = {
     "two_edits/changed": None,
     "two_edits/kept": None,
     "two_edits/both": None,
+    "untaught_edits/changed": None,
+    "untaught_edits/kept": None,
     "segment/miou": None,
     "segment/ceiling": 0.75,
     "segment/miou_of_ceiling": 0.95,

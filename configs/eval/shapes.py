@@ -25,7 +25,11 @@ TASKS = (
     *("segment", "ground", "control_edge", "control_scribble"),
     *("control_segmentation", "control_depth", "reference_style"),
     *("reference_composition", "reference_content", "variation"),
-    *("two_edits", "infill_untold"),  # no example of training is like these
+    *(
+        "two_edits",
+        "untaught_edits",
+        "infill_untold",
+    ),  # no example of training is like these
 )
 # Documents, and tasks. Quick trains too little to put colours and shapes together anew.
 VARIANTS = {
