@@ -25,12 +25,15 @@ COUNT = 24
 def plain_features(monkeypatch):
     """Of the pixels, so that no network is needed."""
 
-    def features(pictures):
+    def shown(pictures):
         flat = np.stack([x[::4, ::4].reshape(-1) / 255.0 for x in pictures])
-        means = np.stack([x.reshape(-1, 3).mean(0) for x in pictures])
-        return flat / np.linalg.norm(flat, axis=1, keepdims=True), means
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
-    monkeypatch.setattr(looks, "features", features)
+    def drawn(pictures):
+        return np.stack([x.reshape(-1, 3).mean(0) for x in pictures])
+
+    monkeypatch.setattr(looks, "shown", shown)
+    monkeypatch.setattr(looks, "drawn", drawn)
 
 
 class Model:

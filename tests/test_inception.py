@@ -11,6 +11,7 @@ import references
 from PIL import Image as Pillow
 
 from cm3leon_jax.evaluation import features, frechet
+from cm3leon_jax.interop import efficientnet as weights
 from cm3leon_jax.interop import inception as interop
 from cm3leon_jax.models import inception
 
@@ -152,27 +153,38 @@ def test_lite0_goes_by_its_own_name_and_has_no_classes(lite0):
         features.inception("x", "box")
 
 
-def test_features_come_in_batches_of_any_size(lite0):
-    some = list(pictures(40, 7))
+def test_features_are_of_each_picture_alone_whatever_its_size(lite0):
+    some = [*pictures(40, 7)] * 5 + [*pictures(32, 2)]
     some[3] = Pillow.fromarray(some[3]).convert("RGBA")
-    batches = list(features.extract(lite0, iter(some), batch=3))
-    assert [len(x) for x in batches] == [3, 3, 1]
-    np.testing.assert_allclose(np.concatenate(batches), lite0(some), rtol=0, atol=1e-6)
-    assert list(features.extract(lite0, [])) == []
+    found = lite0(some)  # in batches of 32
+    assert found.shape == (37, 1280)
+    for i in (3, 36):
+        np.testing.assert_allclose(lite0(some[i : i + 1])[0], found[i], atol=1e-6)
+    assert lite0([]).shape == (0, 1280)
+
+
+def test_style_is_mean_and_deviation_of_the_finest_maps(lite0):
+    some = list(pictures(32, 2))
+    found = features.efficientnet_style(32)(some)
+    maps = weights.features()(np.float32(some) / 127.5 - 1)
+    wanted = [
+        f(np.asarray(x), axis=(1, 2)) for x in maps[:2] for f in (np.mean, np.std)
+    ]
+    np.testing.assert_allclose(found, np.concatenate(wanted, 1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
         (np.full((40, 40, 3), np.nan), "float64 .40, 40, 3. with values that are not"),
-        (np.zeros((40, 40, 3)), "picture 1 is float64"),
+        (np.zeros((40, 40, 3)), "is float64"),
         (np.zeros((40, 40), np.uint8), r"uint8 .40, 40.: pictures are uint8 .Y, X, 3."),
     ],
 )
 def test_what_is_no_picture_is_named(lite0, bad, named):
-    some = [*pictures(40, 4), bad]
-    with pytest.raises(ValueError, match=f"after 3 pictures: .*{named}"):
-        list(features.extract(lite0, some, batch=3))
+    some = [*pictures(40, 1), bad]
+    with pytest.raises(ValueError, match=f"picture 1 .*{named}"):
+        lite0(some)
 
 
 @pytest.mark.slow  # eigenvalues of matrices of 1280 a side, and a root of one
@@ -183,10 +195,10 @@ def test_distance_is_pytorch_fids_on_features_of_photographs(lite0):
         photograph = getattr(pytest.importorskip("skimage.data"), name)()
         rng = np.random.default_rng(0)
         places = rng.integers(np.array(photograph.shape[:2]) - 48, size=(4096, 2))
-        crops = (photograph[y : y + 48, x : x + 48] for y, x in places)
         one = frechet.Moments.empty(1280)
-        for found in features.extract(lite0, crops, batch=256):
-            one = one.add(found)
+        for part in np.split(places, 16):
+            crops = [photograph[y : y + 48, x : x + 48] for y, x in part]
+            one = one.add(lite0(crops))
         sets.append(one)
     a, b = sets
     # scipy: its argument `disp` is to go; overlapping crops leave covariances singular

@@ -16,7 +16,9 @@ from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import SamplingConfig
 from cm3leon_jax.tokenizers import regions
+from configs import shapes as configs_of_shapes
 from configs.eval import entities
+from configs.eval import shapes as shape_protocols
 
 WORLD = world.ShapesConfig(image_size=32, layout=2)
 PROTOCOL = Protocol(
@@ -179,8 +181,44 @@ def test_only_the_data_of_the_protocols_hash_is_measured(workdir):
     known = dataclasses.replace(PROTOCOL, data_hash=result["data_hash"])
     assert run(workdir, known)[0]["data_hash"] == result["data_hash"]
     shorter = dataclasses.replace(known, documents=10)
-    with pytest.raises(ValueError, match=f"for data of hash {known.data_hash}, these"):
+    with pytest.raises(ValueError, match=f"for data of hash {known.data_hash} .data_h"):
         run(workdir, shorter)
+
+
+def test_data_are_frozen_by_what_they_are_made_from(workdir):
+    key = protocol.data_key(workdir, "test", 11)
+    assert key is not None and key.endswith(" test[:11]")
+    frozen = dataclasses.replace(PROTOCOL, data={key: "0123456789ab"})
+    assert frozen.hash == PROTOCOL.hash
+    with pytest.raises(ValueError, match=r"hash 0123456789ab .as it is made from "):
+        run(workdir, frozen)
+    assert not list(workdir.glob("eval/*"))
+    right = run(workdir, PROTOCOL)[0]["data_hash"]
+    assert run(workdir, dataclasses.replace(frozen, data={key: right}))
+    for change in ({"documents": 10}, {"data_hash": right}):  # other data; told to
+        assert run(workdir, dataclasses.replace(frozen, **change))
+
+
+def test_what_was_measured_first_is_measured_ever_after(workdir):
+    result, path = run(workdir, PROTOCOL)
+    changed = sources.read_documents(workdir / "documents", "test")[1:]
+    arguments = workdir, "pretrain@3", PROTOCOL, {"draw": draw}
+    with pytest.raises(ValueError, match=f"hash {result['data_hash']} .as in {path}"):
+        protocol.run_protocol(*arguments, examples=changed)
+    anew = protocol.run_protocol(*arguments, examples=changed, overwrite=True)
+    assert anew["data_hash"] != result["data_hash"]
+
+
+@pytest.mark.parametrize("variant", ["quick", "full"])
+def test_the_documents_of_the_configs_are_those_of_the_protocols(variant, tmp_path):
+    made = Protocol(**shape_protocols.get_config(variant).to_dict())
+    settings = configs_of_shapes.get_config(variant).data.settings.to_dict()
+    source = config.make(world.ShapesConfig, settings, "")
+    limits = {"test": made.documents}
+    sources.prepare(source, world.documents, tmp_path / "documents", limits)
+    documents = sources.read_documents(tmp_path / "documents", "test")
+    key = protocol.data_key(tmp_path, "test", len(documents))
+    assert made.data[key] == kept.digest(documents[:])
 
 
 def test_settings_that_are_not_given_leave_old_hashes_as_they_are():

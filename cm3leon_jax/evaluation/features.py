@@ -9,8 +9,7 @@ TensorFlow 1 did); `clean` is the smoothing bicubic filter of Parmar et al. 2022
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image as Pillow
-from tqdm import tqdm
 
 from cm3leon_jax.encoders import Batched
 from cm3leon_jax.interop import efficientnet as lite0
@@ -29,6 +27,7 @@ from cm3leon_jax.models import inception as network
 Picture = np.ndarray | Pillow.Image
 RESIZES = ("pytorch_fid", "torch_fidelity", "clean")
 _BATCH = 32
+_STYLE = 80  # mean and deviation of maps of 16 and 24 channels
 
 
 class Features:
@@ -153,40 +152,35 @@ def efficientnet_lite0(side: int = 128) -> Features:
     `side` pixels decide the cost and, a little, the features: it is in the name.
     FileNotFoundError where the package is not installed.
     """
+    return _lite0("", side, efficientnet.HEAD, lambda m, x: m.pooled(x))
+
+
+def efficientnet_style(side: int = 128) -> Features:
+    """How a picture is drawn, of the same network: mean and deviation over the picture
+    of its two finest feature maps."""
+
+    def style(model: Callable[[jax.Array], list[jax.Array]], x: jax.Array) -> jax.Array:
+        finest = model(x)[:2]
+        parts = [f(m, axis=(1, 2)) for m in finest for f in (jnp.mean, jnp.std)]
+        return jnp.concatenate(parts, axis=1)
+
+    return _lite0("_style", side, _STYLE, style)
+
+
+def _lite0(what: str, side: int, width: int, call: Callable) -> Features:
     if side < efficientnet.MIN_SIDE:
         raise ValueError(f"side={side}: at least {efficientnet.MIN_SIDE}")
+
+    def run(model: Any, images_BYXC: jax.Array) -> jax.Array:
+        # From TensorFlow's range of bytes to that of our networks, [-1, 1].
+        return call(model, (128 * images_BYXC + 0.5) / 127.5)
+
     return Features(
-        name=f"efficientnet_lite0_{side}px",
-        width=efficientnet.HEAD,
+        name=f"efficientnet_lite0{what}_{side}px",
+        width=width,
         side=side,
         resize="clean",
         standard=False,
-        call=lambda model, images_BYXC: model.pooled(images_BYXC),
+        call=run,
         model=lite0.features(),
     )
-
-
-def extract(
-    features: Callable[[list[Picture]], np.ndarray],
-    pictures: Iterable[Picture],
-    *,
-    total: int | None = None,
-    batch: int = _BATCH,
-    label: str = "features",
-) -> Iterator[np.ndarray]:
-    """The features of many pictures, batch by batch, with a bar on a terminal.
-
-    Only one batch of pictures is held at a time. ValueError names the picture that is
-    none by its number among all.
-    """
-    bar = tqdm(total=total, desc=label, unit="image", disable=None, leave=False)
-    with bar:
-        waiting, done = iter(pictures), 0
-        while group := list(islice(waiting, batch)):
-            try:
-                made_BE = features(group)
-            except ValueError as error:
-                raise ValueError(f"after {done} pictures: {error}") from error
-            done += len(group)
-            bar.update(len(group))
-            yield made_BE

@@ -129,9 +129,7 @@ def _iou(counts: np.ndarray) -> float:
 
 def _recognised(_, documents: Sequence[Document], made: Pictures) -> dict[str, Score]:
     names = [d.metadata["artwork"][0]["subject"] for d in documents]
-    made_BE, wanted_BE = (
-        looks.features(some)[0] for some in (made, column(documents, "image"))
-    )
+    made_BE, wanted_BE = map(looks.shown, (made, column(documents, "image")))
     return {"one_of_ten": _share(looks.found_among(made_BE, wanted_BE, names))}
 
 
@@ -189,8 +187,8 @@ def _styled(model, documents: Sequence[Document], made: Pictures) -> dict[str, S
     ]
     if not mine:
         return {}
-    _, known_ME = looks.features(column(known_ones, "image"))
-    _, styles_BE = looks.features([made[i] for i in mine])
+    known_ME = looks.drawn(column(known_ones, "image"))
+    styles_BE = looks.drawn([made[i] for i in mine])
     found = looks.nearest(styles_BE, known_ME, names)
     return {"style": _share([found[n] == wanted[i] for n, i in enumerate(mine)])}
 

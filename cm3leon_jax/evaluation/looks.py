@@ -9,19 +9,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Hashable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from PIL import Image as Pillow
 from scipy import ndimage
 
 from cm3leon_jax.data import controls
-from cm3leon_jax.interop import efficientnet
-from cm3leon_jax.models.efficientnet import EfficientNetLite0
-from cm3leon_jax.models.vqgan import to_float
+from cm3leon_jax.evaluation.features import (
+    Features,
+    efficientnet_lite0,
+    efficientnet_style,
+)
+from cm3leon_jax.retrieval.embed import normalised
 
 CHOICES = 10  # pictures among which the right one is to be found
-_SIDE, _BATCH = 96, 64  # of what the network sees
+_SIDE = 96  # of what the network sees
 _STEP = 48  # levels of a channel: farther from the ground is paint
 
 
@@ -54,37 +54,19 @@ def edge_f1(counts: np.ndarray) -> float:
     return float(2 * precision * recall / max(precision + recall, 1e-12))
 
 
-def features(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """What is shown, [B, 1280] of length 1, and how it is drawn, [B, 80]: mean and
-    deviation of the two finest feature maps over the picture."""
-    network, shown, drawn = _network(), [], []
-    side = (_SIDE, _SIDE)
-    small = [
-        np.asarray(Pillow.fromarray(x).resize(side, Pillow.Resampling.BICUBIC))
-        for x in pictures
-    ]
-    for start in range(0, len(small), _BATCH):
-        part = small[start : start + _BATCH]
-        filled = np.stack(part + part[:1] * (_BATCH - len(part)))
-        content, style = _features(network, filled)
-        shown.append(np.asarray(content)[: len(part)])
-        drawn.append(np.asarray(style)[: len(part)])
-    content_BE = np.concatenate(shown)
-    norm_B1 = np.linalg.norm(content_BE, axis=1, keepdims=True)
-    return content_BE / np.maximum(norm_B1, 1e-9), np.concatenate(drawn)
+def shown(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """What is shown: float32 [B, 1280] of length 1."""
+    return normalised(_networks()[0](pictures))
+
+
+def drawn(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """How it is drawn: float32 [B, 80]."""
+    return _networks()[1](pictures)
 
 
 @functools.cache
-def _network() -> EfficientNetLite0:
-    return efficientnet.from_arrays(efficientnet.read(efficientnet.weights_file()))
-
-
-@jax.jit
-def _features(network: EfficientNetLite0, images_BYXC: jax.Array):
-    maps = network(to_float(images_BYXC))
-    content_BE = jax.nn.relu6(network.head(maps[-1])).mean((1, 2))
-    parts = [f(x, axis=(1, 2)) for x in maps[:2] for f in (jnp.mean, jnp.std)]
-    return content_BE, jnp.concatenate(parts, axis=1)
+def _networks() -> tuple[Features, Features]:
+    return efficientnet_lite0(_SIDE), efficientnet_style(_SIDE)
 
 
 def found_among(

@@ -69,6 +69,9 @@ class Protocol:
     The first `documents` of `split` are used, all where there are fewer. The first
     `shown` of a task's samples are kept for the report, and as many failures later on.
     `data_hash`, if given, is the only data that is measured; every result has its own.
+    Without it, `data` has the hashes that documents must have, by what they are made
+    from (`data_key`); it is no part of the protocol's own hash. Of all other data the
+    first result of a work directory decides: later ones must be of the same.
     `public`: a public set that the documents come from, and what is done with them.
     """
 
@@ -81,6 +84,7 @@ class Protocol:
     seed: int
     data_hash: str | None = None
     public: PublicConfig | None = None
+    data: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.documents < 1:
@@ -89,6 +93,7 @@ class Protocol:
     @property
     def hash(self) -> str:
         values = dataclasses.asdict(self)
+        del values["data"]
         for name in _LATER:
             if values[name] is None:
                 del values[name]
@@ -186,9 +191,11 @@ def run_protocol(
         )
     chosen = _chosen(workdir, protocol, examples)
     data_hash = digest(chosen)
-    if protocol.data_hash not in (None, data_hash):
+    path = result_file(workdir, protocol, checkpoint)
+    known, source = _known_data(workdir, protocol, len(chosen), overwrite)
+    if known not in (None, data_hash):
         raise ValueError(
-            f"protocol {protocol.name} is for data of hash {protocol.data_hash}, these "
+            f"protocol {protocol.name} is for data of hash {known} ({source}), these "
             f"{len(chosen)} of split {protocol.split!r} have {data_hash}: they are "
             "others, or in another order. Measure the protocol's own data, or give "
             f"--config.data_hash={data_hash}, which is another protocol"
@@ -199,7 +206,6 @@ def run_protocol(
         model: Any = _Tokenizer(workdir)
     else:
         model = CM3Leon.load(workdir, checkpoint, mesh=mesh, decoder=decoder)
-    path = result_file(workdir, protocol, checkpoint)
     samples = workdir / "samples" / path.stem
     folder, _, named = checkpoint.partition("@")
     step = int(named) if named else latest_step(workdir / folder)
@@ -248,6 +254,41 @@ def run_protocol(
         shutil.rmtree(parts.folder, ignore_errors=True)
     together("evaluation ends")
     return json.loads(path.read_text())  # as whoever reads the file finds it
+
+
+def data_key(workdir: Path, split: str, count: int) -> str | None:
+    """What the first documents of a split follow from: the settings of their source
+    (not where its files lie), the split and their number; None where nobody knows."""
+    made = workdir / "documents" / f"{split}.json"
+    if not made.is_file():
+        return None
+    settings = configs.read_json(made, "prepare the documents again").get("made_from")
+    if not settings:
+        return None
+    named = {key: x for key, x in settings[0].items() if key not in ("cache", "path")}
+    return f"{configs.config_hash(named)} {split}[:{count}]"
+
+
+def _known_data(
+    workdir: Path, protocol: Protocol, count: int, overwrite: bool
+) -> tuple[str | None, str]:
+    """The hash that the data must have, if any, and who says so."""
+    if protocol.data_hash is not None:
+        return protocol.data_hash, "data_hash"
+    key = None
+    if protocol.data and protocol.public is None:
+        key = data_key(workdir, protocol.split, count)
+    if key in protocol.data:
+        return protocol.data[key], (
+            "as it is made from these settings; prepare it anew if another version of "
+            "this package, numpy, Pillow or resvg_py has drawn it"
+        )
+    start = result_file(workdir, protocol, "").name.removesuffix(".json")
+    for other in sorted((workdir / "eval").glob(f"{start}*.json")):
+        found = configs.read_json(other, "delete it").get("data_hash")
+        if found and not overwrite:
+            return found, f"as in {other}: delete that, or give --overwrite"
+    return None, ""
 
 
 class _Tokenizer:

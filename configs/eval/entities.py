@@ -12,6 +12,9 @@ systems without retrieval.
 
 from ml_collections import ConfigDict
 
+# The hash of the test documents that `configs/shapes.py:study` makes.
+DATA = {"15911c72300c test[:2000]": "979df37d64e8"}
+
 
 def get_config(variant: str = "retrieval") -> ConfigDict:
     tasks = {
@@ -27,5 +30,6 @@ def get_config(variant: str = "retrieval") -> ConfigDict:
             "tasks": tasks,
             "shown": 24,
             "seed": 0,
+            "data": DATA,
         }
     ).lock()

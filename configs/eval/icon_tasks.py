@@ -15,6 +15,8 @@ TASKS = (
     *("control_scribble", "control_segmentation", "reference_style"),
     *("reference_content", "reference_composition", "variation"),
 )
+# The hash of the test documents that `configs/icons.py:tasks` makes.
+DATA = {"38d5526c5aaf test[:300]": "88789f0ec4f9"}
 VARIANTS = {"new_artists": (*TASKS, "reference_style_new"), "all_artists": TASKS}
 
 
@@ -28,5 +30,6 @@ def get_config(variant: str = "new_artists") -> ConfigDict:
             "tasks": VARIANTS[variant],
             "shown": 12,
             "seed": 0,
+            "data": DATA,
         }
     ).lock()

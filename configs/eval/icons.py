@@ -11,9 +11,12 @@ from ml_collections import ConfigDict
 
 from configs.eval import pairs
 
+# The hash of the test documents that `configs/icons.py:quick` makes.
+DATA = {"fcdcc2949d1c test[:1492]": "b6eb70d5badd"}
+
 
 def get_config() -> ConfigDict:
     config = pairs.get_config().unlock()
-    config.update({"name": "icons", "documents": 1_492})
+    config.update({"name": "icons", "documents": 1_492, "data": DATA})
     config.tasks = (*config.tasks, "perplexity")
     return config.lock()

@@ -12,6 +12,8 @@ interval counts scenes with the same objects as one.
 * full: a checkpoint tuned on all tasks, every task, at least 1,000 things each
 * study: the same, at least 320 things each
 
+The documents of these configs are frozen: `DATA` has their hashes, others are refused.
+
 What is counted is in `cm3leon_jax/evaluation/task_*.py`; keys that end in
 `_unseen_wording` are of instructions in words that training has never used.
 """
@@ -31,6 +33,13 @@ TASKS = (
         "infill_untold",
     ),  # no example of training is like these
 )
+# The hashes of the test documents that the configs of `configs/shapes.py` make.
+DATA = {
+    "0fefe2c98825 test[:320]": "ea575f7958bc",  # quick
+    "0fefe2c98825 test[:1000]": "7d22a852eed6",
+    "025003eb70cf test[:320]": "7f17d1339856",  # full
+    "025003eb70cf test[:1000]": "2fc2fadd6b36",
+}
 # Documents, and tasks. Quick trains too little to put colours and shapes together anew.
 VARIANTS = {
     "quick": ("shapes", 320, PAIRS),
@@ -51,5 +60,6 @@ def get_config(variant: str = "quick") -> ConfigDict:
             "tasks": tasks,
             "shown": 12,
             "seed": 0,
+            "data": DATA,
         }
     ).lock()
