@@ -1,11 +1,13 @@
 """Ways of decoding compared: curves, diversity, the table, of made-up candidates."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 
 from cm3leon_jax.data.shapes import Object
-from cm3leon_jax.evaluation import decoding
+from cm3leon_jax.evaluation import decoding, decoding_report
 from cm3leon_jax.sampling.rerank import Ranked
 from cm3leon_jax.sampling.sampler import ContrastiveTopK, Sampler
 
@@ -70,3 +72,32 @@ def test_the_table_has_a_line_for_each_way():
     assert lines[0] == "|  | 1 | 16 | diversity | s / candidate |"
     assert lines[2] == "| one | 0.500 (0.750) |  | 0.100 | 0.020 |"
     assert lines[3].startswith("| other | 0.500 (0.750) | 0.500 (0.750) | 0.100")
+
+
+def test_the_report_tells_the_best_way_for_each_number(tmp_path):
+    def way(seconds, *values, contrast=None):
+        curve = {
+            str(n): {"chosen": {"value": x, "high": x + 0.02}}
+            for n, x in zip((1, 4), values, strict=True)
+        }
+        return {
+            "curve": curve,
+            "samplers": [{"contrastive": contrast}],
+            "diversity": 0.1,
+            "seconds_per_candidate": seconds,
+            "streams": 1,
+        }
+
+    ways = {
+        "slow & good": way(2.0, 0.9, 0.95),
+        "cheap": way(1.0, 0.89, 0.9, contrast={"k": 1}),
+        "as good": way(1.5, 0.8, 0.94),
+    }
+    assert decoding_report.best(ways) == {
+        1: ["slow & good", "cheap"],
+        4: ["slow & good", "as good"],
+    }
+    assert decoding_report.section(tmp_path) == ""
+    (tmp_path / "sft.test.json").write_text(json.dumps({"prompts": 500, "ways": ways}))
+    page = decoding_report.section(tmp_path)
+    assert "slow &amp; good" in page and "dashed" in page and "<svg" in page

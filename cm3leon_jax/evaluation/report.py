@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3leon_jax.config import config_hash
-from cm3leon_jax.evaluation import neighbours, task_report
+from cm3leon_jax.evaluation import decoding_report, neighbours, task_report
 from cm3leon_jax.evaluation.chart import Series, chart
 from cm3leon_jax.evaluation.page import (
     FAILURES,
@@ -75,6 +75,7 @@ def write(workdir: str | Path) -> Path:
     sections = [
         ("results", "Results", _shown(root / "samples", results)),
         ("tasks", "Tasks", task_report.section(root, [r for _, r in results])),
+        ("decoding", "Ways of decoding", decoding_report.section(root / "decoding")),
         ("samples", "Other samples", _samples(root / "samples")),
         ("retrieval", "Retrieval", neighbours.section(root / "bank")),
         ("curves", "Training curves", _curves(root)),
