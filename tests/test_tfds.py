@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_sets
 
 from cm3leon_jax.data import ingest, sources
 from cm3leon_jax.data.documents import Document, Skipped
 from cm3leon_jax.data.tfds_sets import TfdsConfig
+from cm3leon_jax.evaluation import kept, public_sets
+from cm3leon_jax.evaluation.public_job import Job
 
 _, DOCUMENTS = sources.SOURCES["tfds"]
 WHOLE = {"image_size": 16, "validation_percent": 0, "test_percent": 0}
@@ -165,3 +169,66 @@ def test_files_that_cannot_be_read_by_number_say_how_to_prepare_them(sets, tmp_p
     config = TfdsConfig(path=str(tmp_path), name="plain_pairs", **WHOLE)
     with pytest.raises(ValueError, match="tfrecord.*--file_format=array_record"):
         list(DOCUMENTS(config, "train"))
+
+
+# ------------------------------------------------- public sets of evaluation
+
+COCO = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import tensorflow_datasets as tfds
+sys.path[:0] = [sys.argv[1]]
+from tiny_sets import COUNT, coco_files
+
+F = tfds.features
+
+class CocoCaptions(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.1.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="2014", version="1.1.0")]
+    def _info(self):
+        captions = F.Sequence({"id": np.int64, "text": F.Text()})
+        features = {"image": F.Image(encoding_format="jpeg"), "captions": captions,
+                    "image/filename": F.Text(), "image/id": np.int64}
+        return tfds.core.DatasetInfo(builder=self, features=F.FeaturesDict(features))
+    def _split_generators(self, _):
+        ends = {"val": (0, 5), "test": (5, 20), "restval": (20, COUNT)}
+        return {split: self._generate_examples(*x) for split, x in ends.items()}
+    def _generate_examples(self, start, stop):
+        for i, (file, said) in enumerate(coco_files(Path(sys.argv[2]))):
+            if start <= i < stop:
+                texts = [{"id": n, "text": text} for n, text in said]
+                yield file.name, {"image": str(file), "captions": texts,
+                                  "image/filename": file.name, "image/id": i}
+
+CocoCaptions(data_dir=sys.argv[3], file_format="array_record").download_and_prepare()
+"""
+
+
+def test_protocols_read_what_tfds_prepared_as_the_unpacked_files(tmp_path):
+    folder, root = tmp_path / "unpacked", tmp_path / "tfds"
+    tiny_sets.coco_prompts(folder)
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", COCO, here, folder, root], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    wanted = public_sets.read("coco_prompts", folder)
+    for place in (root, root / "coco_captions/2014/1.1.0"):
+        found = public_sets.read("coco_prompts", place)
+        assert found == wanted and kept.digest(found) == kept.digest(wanted)
+    config = public_sets.PublicConfig(set="coco_prompts", image_size=8)
+    for i in (0, 17):
+        one, other = (
+            Job(config, x, SimpleNamespace(), wanted, 0).picture(wanted[i].picture)
+            for x in (folder, root)
+        )
+        assert (one == other).all() and one.shape == (8, 8, 3)
+    karpathy = public_sets.read("coco_karpathy", root)
+    assert [x.id for x in karpathy] == [str(i) for i in range(5, 20)]
+    assert len(karpathy[0].references) == 2
+    with pytest.raises(FileNotFoundError, match="coco_karpathy.* tfds build coco_cap"):
+        public_sets.read("coco_karpathy", tmp_path)
+    with pytest.raises(FileNotFoundError, match="lacks v2_Open") as caught:
+        public_sets.read("vqa2", root)  # of which TFDS has nothing
+    assert "tfds" not in str(caught.value).replace(str(root), "")

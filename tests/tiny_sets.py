@@ -40,6 +40,19 @@ def coco_prompts(folder: Path) -> None:
     put(folder / "annotations/captions_val2014.json", made)
 
 
+def coco_files(folder: Path) -> list[tuple[Path, list[tuple[int, str]]]]:
+    """Of `coco_prompts`: every picture's file, and its captions by their numbers."""
+    made = json.loads((folder / "annotations/captions_val2014.json").read_text())
+    said = [(x["image_id"], x["id"], x["caption"]) for x in made["annotations"]]
+    return [
+        (
+            folder / "val2014" / image["file_name"],
+            sorted((n, text) for of, n, text in said if of == image["id"]),
+        )
+        for image in made["images"]
+    ]
+
+
 def coco_karpathy(folder: Path) -> None:
     names = pictures(folder, "val2014/{}.jpg")
     images = [

@@ -65,7 +65,7 @@ def parts(config: TfdsConfig) -> Iterator[Part]:
     """Some examples at a time. ValueError where the set is not there, not ArrayRecord,
     or without a split or feature that is named."""
     wanted = resolved(config)
-    builder = _builder(wanted)
+    builder = builder_of(wanted)
     known = _names(builder.info.features)
     for feature in wanted.fields:
         if feature not in known:
@@ -97,10 +97,10 @@ def read(config: TfdsConfig, part: Part) -> Iterator[Raw]:
     """The records of some examples, named by their `id`, or split and number."""
     wanted = resolved(config)
     asked, first, stop = part.where
-    builder = _builder(wanted)
-    source = _source(builder, wanted, asked)
+    builder = builder_of(wanted)
+    source = source_of(builder, wanted, asked)
     for number in range(first, stop):
-        values = {name: _value(source[number], name) for name in wanted.fields}
+        values = {name: value_of(source[number], name) for name in wanted.fields}
         name = f"{asked}/{number}"
         if wanted.id:
             known = values[wanted.id]
@@ -108,7 +108,9 @@ def read(config: TfdsConfig, part: Part) -> Iterator[Raw]:
         yield Raw(name, partial(_load, wanted, values))
 
 
-def _builder(config: TfdsConfig) -> Any:
+def builder_of(config: TfdsConfig) -> Any:
+    """FileNotFoundError where the set is not there, ValueError where it is stored in a
+    form that has no numbers; both say how to prepare it."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.read_only_builder import builder_from_files
 
@@ -138,7 +140,8 @@ def _builder(config: TfdsConfig) -> Any:
     return builder
 
 
-def _source(builder: Any, config: TfdsConfig, split: str) -> Any:
+def source_of(builder: Any, config: TfdsConfig, split: str) -> Any:
+    """Examples by number; their pictures are files, not decoded."""
     import tensorflow_datasets as tfds
 
     feature = builder.info.features[config.image]
@@ -155,7 +158,7 @@ def _names(features: Any, prefix: str = "") -> set[str]:
     return names
 
 
-def _value(example: Any, name: str) -> Any:
+def value_of(example: Any, name: str) -> Any:
     """A feature of an example as plain Python; some names have slashes of their own."""
     if name in example:
         value = example[name]
@@ -163,7 +166,7 @@ def _value(example: Any, name: str) -> Any:
     for at in (i for i, letter in enumerate(name) if letter == "/"):
         inside = example.get(name[:at]) if isinstance(example, Mapping) else None
         if isinstance(inside, Mapping):
-            return _value(inside, name[at + 1 :])
+            return value_of(inside, name[at + 1 :])
     raise ValueError(f"no feature {name!r} in this example")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cm3leon_jax.data.pictures import read_picture
-from cm3leon_jax.evaluation import features
+from cm3leon_jax.evaluation import features, public_tfds
 from cm3leon_jax.evaluation.kept import Kept
 from cm3leon_jax.evaluation.pairs import SHOWN
 from cm3leon_jax.evaluation.public_sets import Example, PublicConfig
@@ -60,9 +60,15 @@ class Job:
     def picture(self, name: str) -> np.ndarray:
         path = self.folder / name
         try:
-            return read_picture(path.read_bytes(), self.config.image_size)
+            return read_picture(self._file(name), self.config.image_size)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+    def _file(self, name: str) -> bytes:
+        path, name_of = self.folder / name, self.config.set
+        if not path.is_file() and public_tfds.there(name_of, self.folder):
+            return public_tfds.picture(name_of, self.folder, name)
+        return path.read_bytes()
 
     @functools.cached_property
     def network(self) -> features.Features:

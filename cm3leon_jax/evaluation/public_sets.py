@@ -1,7 +1,8 @@
 """Public sets in the layout in which they are given out, and any other in one of ours.
 
-A folder has the files that `SETS` names, unpacked as they come, or one `examples.jsonl`
-with a line for every example, its pictures as files beside it:
+A folder has the files that `SETS` names, unpacked as they come, or (of COCO's captions)
+what TFDS has prepared, see `public_tfds.py`, or one `examples.jsonl` with a line for
+every example, its pictures as files beside it:
 
     {"id": "7", "picture": "images/7.jpg", "references": ["a cat", …], "question": "…",
      "options": ["yes", …], "relevance": [0.5, …], "mask": "masks/7.png"}
@@ -15,12 +16,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cm3leon_jax import config as configs
+from cm3leon_jax.evaluation import public_tfds
+from cm3leon_jax.evaluation.public_tfds import Captioned
 from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 
@@ -95,16 +98,27 @@ def read(name: str, folder: Path) -> list[Example]:
     """
     needs, where, reader = SETS[name]
     own = folder / EXAMPLES
-    if not own.is_file():
-        missing = [need for need in needs if not (folder / need).exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} lacks {', '.join(missing)}: put the set {name!r} there, "
-                f"unpacked ({where}), or {EXAMPLES} (cm3leon_jax/evaluation/"
-                "public_sets.py says how it reads), or give its folder as --data"
+    missing = [need for need in needs if not (folder / need).exists()]
+    prepared = bool(missing) and public_tfds.there(name, folder)
+    if missing and not prepared and not own.is_file():
+        by_tfds = ""
+        if name in public_tfds.SPLITS:
+            by_tfds = (
+                f", or tfds build {public_tfds.NAME} --file_format=array_record "
+                f"--data_dir={folder}"
             )
+        raise FileNotFoundError(
+            f"{folder} lacks {', '.join(missing)}: put the set {name!r} there, "
+            f"unpacked ({where}){by_tfds}, or {EXAMPLES} (cm3leon_jax/evaluation/"
+            "public_sets.py says how it reads), or give its folder as --data"
+        )
     try:
-        found = [*(_own(own) if own.is_file() else reader(folder))]
+        if own.is_file():
+            found = [*_own(own)]
+        elif prepared:
+            found = [*_BY_TFDS[name](public_tfds.captioned(name, folder))]
+        else:
+            found = [*reader(folder)]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"the files of the set {name!r} in {folder} have another form than is "
@@ -128,7 +142,7 @@ def labels(folder: Path) -> dict[str, int]:
 
 
 def _checked(folder: Path, example: Example) -> Example:
-    for name in (example.picture, example.mask):
+    for name in (example.picture, example.mask) if not example.size else ():
         if name and not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / name} does not exist, and example {example.id!r} shows it"
@@ -139,6 +153,8 @@ def _checked(folder: Path, example: Example) -> Example:
             raise ValueError(
                 f"example {example.id!r} of {folder}: an empty {kind[:-1]}"
             )
+    if example.size:  # it has been read from within TFDS's files
+        return example
     size = (folder / example.picture).stat().st_size
     return dataclasses.replace(example, size=size)
 
@@ -159,27 +175,48 @@ def _own(path: Path) -> Iterator[Example]:
 
 
 def _coco_prompts(folder: Path) -> Iterator[Example]:
-    """One caption, its first, of each picture, the pictures in the order of a hash."""
     made = _json(folder / "annotations/captions_val2014.json")
-    first: dict[int, dict] = {}
-    for caption in sorted(made["annotations"], key=lambda x: x["id"]):
-        first.setdefault(caption["image_id"], caption)
-    files = {picture["id"]: picture["file_name"] for picture in made["images"]}
-    for key in sorted(first, key=lambda k: hashlib.sha256(str(k).encode()).digest()):
-        caption = first[key]["caption"].strip()
-        yield Example(
-            id=str(key), picture=f"val2014/{files[key]}", references=(caption,)
-        )
+    said: dict[int, list[tuple[int, str]]] = {}
+    for caption in made["annotations"]:
+        pair = caption["id"], caption["caption"]
+        said.setdefault(caption["image_id"], []).append(pair)
+    files = {x["id"]: f"val2014/{x['file_name']}" for x in made["images"]}
+    return _prompts(Captioned(k, files[k], 0, tuple(x)) for k, x in said.items())
+
+
+def _prompts(found: Iterable[Captioned]) -> Iterator[Example]:
+    """One caption, its first, of each picture, the pictures in the order of a hash."""
+    by_hash = {hashlib.sha256(str(x.key).encode()).digest(): x for x in found}
+    for _, x in sorted(by_hash.items()):
+        _, caption = min(x.captions)
+        yield _of_coco(x, [caption])
 
 
 def _karpathy(folder: Path) -> Iterator[Example]:
-    for picture in _json(folder / "dataset_coco.json")["images"]:
-        if picture["split"] == "test":
-            yield Example(
-                id=str(picture["cocoid"]),
-                picture=f"{picture['filepath']}/{picture['filename']}",
-                references=tuple(said["raw"].strip() for said in picture["sentences"]),
-            )
+    return _all_said(
+        Captioned(
+            picture["cocoid"],
+            f"{picture['filepath']}/{picture['filename']}",
+            0,
+            tuple((0, said["raw"]) for said in picture["sentences"]),
+        )
+        for picture in _json(folder / "dataset_coco.json")["images"]
+        if picture["split"] == "test"
+    )
+
+
+def _all_said(found: Iterable[Captioned]) -> Iterator[Example]:
+    """All captions of each picture, the pictures by their numbers."""
+    for x in sorted(found, key=lambda x: x.key):
+        yield _of_coco(x, [text for _, text in x.captions])
+
+
+def _of_coco(x: Captioned, texts: Sequence[str]) -> Example:
+    said = tuple(text.strip() for text in texts)
+    return Example(id=str(x.key), picture=x.file, size=x.size, references=said)
+
+
+_BY_TFDS = {"coco_prompts": _prompts, "coco_karpathy": _all_said}
 
 
 def _vqa(questions: str, answers: str | None, picture: str) -> Reader:
