@@ -7,6 +7,7 @@ differ in their settings, their rows, and where the first weights come from.
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cm3leon_jax.data.pipeline import Rows, batches
-from cm3leon_jax.models.attention import xla_attention
 from cm3leon_jax.models.decoder import Decoder
+from cm3leon_jax.parallel.kernels import attention_fn
 from cm3leon_jax.parallel.mesh import make_mesh
 from cm3leon_jax.parallel.rules import batch_sharding, shard_fn
 from cm3leon_jax.run_config import RunConfig
@@ -32,6 +33,58 @@ from cm3leon_jax.training.parts import EVERYTHING, Parts, finished
 # Scores of a decoder, which lies on a mesh, after so many updates.
 Measure = Callable[[Decoder, int, Mesh], Mapping[str, float]]
 _NAMED = 20  # records that results name, where there are more
+
+
+@dataclass(frozen=True)
+class DecoderFunctions:
+    """What a run computes: `init(key)` and `begin(model, key)` make its first state,
+    `step(state, batch)` is an update, `sums(model, batch)` the sums of the loss."""
+
+    init: Callable[[jax.Array], state.TrainState]
+    begin: Callable[[Decoder, jax.Array], state.TrainState]
+    step: Callable[..., Any]
+    sums: Callable[..., Any]
+
+
+def decoder_functions(
+    system: System,
+    settings: RunConfig,
+    mesh: Mesh,
+    *,
+    retrieved_weight: float = 1.0,
+    tasks: tuple[str, ...] = (),
+    parts: Parts = EVERYTHING,
+    ema: float = 0.0,
+) -> DecoderFunctions:
+    """The functions of a run of the decoder over a mesh; see `train_decoder`."""
+    tx = make_optimizer(settings.optimizer)
+    options: dict[str, Any] = {"parts": parts, "ema": ema}
+    sums_options: dict[str, Any] = {
+        "layout": system.layout,
+        "config": step.StepConfig(
+            segmented=settings.packing.kind == "first_fit",
+            microbatches=settings.microbatches,
+            loss_blocks=settings.loss_blocks,
+            z_loss=settings.z_loss,
+            retrieved_weight=retrieved_weight,
+            tasks=tasks,
+        ),
+        "shard": shard_fn(mesh, system.rules),
+        "attention": attention_fn(mesh, system.rules),
+    }
+
+    def begin(model: Decoder, key: jax.Array) -> state.TrainState:
+        return state.create(parts.prepared(model, key), tx, **options)
+
+    def init(key: jax.Array) -> state.TrainState:
+        return begin(Decoder(system.decoder_config, nnx.Rngs(key)), key)
+
+    return DecoderFunctions(
+        init=init,
+        begin=begin,
+        step=functools.partial(step.train_step, tx=tx, **options, **sums_options),
+        sums=functools.partial(step.loss_sums, **sums_options),
+    )
 
 
 def train_decoder(
@@ -55,39 +108,27 @@ def train_decoder(
     after every so many updates and at the end, and written to the metrics.
     """
     mesh, seed = make_mesh(system.mesh), system.seed_of(settings)
-    tx = make_optimizer(settings.optimizer)
-    model_config = system.decoder_config
-    options: dict[str, Any] = {"parts": parts, "ema": ema}
-    sums_options: dict[str, Any] = {
-        "layout": system.layout,
-        "config": step.StepConfig(
-            segmented=settings.packing.kind == "first_fit",
-            microbatches=settings.microbatches,
-            loss_blocks=settings.loss_blocks,
-            z_loss=settings.z_loss,
-            retrieved_weight=retrieved_weight,
-            tasks=rows.records.tasks,
-        ),
-        "shard": shard_fn(mesh, system.rules),
-        "attention": xla_attention,
-    }
-
-    def begin(model: Decoder, key: jax.Array) -> state.TrainState:
-        return state.create(parts.prepared(model, key), tx, **options)
-
-    def init(key: jax.Array) -> state.TrainState:
-        return begin(Decoder(model_config, nnx.Rngs(key)), key)
+    functions = decoder_functions(
+        system,
+        settings,
+        mesh,
+        retrieved_weight=retrieved_weight,
+        tasks=rows.records.tasks,
+        parts=parts,
+        ema=ema,
+    )
 
     def load_state(placement: Any, key: jax.Array) -> state.TrainState:
         assert load is not None
-        begun = jax.jit(begin, out_shardings=placement, donate_argnums=0)
+        begun = jax.jit(functions.begin, out_shardings=placement, donate_argnums=0)
         return begun(load(mesh), key)
 
-    tokens = settings.batch_size * settings.packing.row_length
-    per_token = train_flops_per_token(model_config, settings.packing.row_length, parts)
+    length = settings.packing.row_length
+    tokens = settings.batch_size * length
+    per_token = train_flops_per_token(system.decoder_config, length, parts)
     peak = peak_flops(jax.devices()[0])
     validate = validation.validator(
-        functools.partial(step.loss_sums, **sums_options),
+        functions.sums,
         _validation_batches(settings, held_out, batch_sharding(mesh, system.rules)),
     )
 
@@ -104,8 +145,8 @@ def train_decoder(
             spike=settings.spike,
             recoveries=settings.recoveries,
         ),
-        step_fn=functools.partial(step.train_step, tx=tx, **options, **sums_options),
-        init_fn=init,
+        step_fn=functions.step,
+        init_fn=functions.init,
         load_fn=None if load is None else load_state,
         batches=lambda start: _process_batches(settings, rows, start),
         directory=folder,

@@ -51,15 +51,11 @@ class RunConfig:
                 raise ValueError(f"{name}.{key}={value} must be at least {least}")
         if self.z_loss < 0:
             raise ValueError(f"{name}.z_loss={self.z_loss} must not be negative")
-        for key, whole, of in (
-            ("microbatches", self.batch_size, "batch_size"),
-            ("loss_blocks", self.packing.row_length, "packing.row_length"),
-        ):
-            if whole % getattr(self, key):
-                raise ValueError(
-                    f"{name}.{key}={getattr(self, key)} does not divide "
-                    f"{name}.{of}={whole}"
-                )
+        if self.batch_size % self.microbatches:
+            raise ValueError(
+                f"{name}.microbatches={self.microbatches} does not divide "
+                f"{name}.batch_size={self.batch_size}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,6 +185,11 @@ class System:
                     f"{run.SECTION}.packing.row_length={run.packing.row_length} "
                     f"exceeds decoder.length={self.decoder_config.length}"
                 )
+            if self.layout.size % run.loss_blocks:
+                raise ValueError(
+                    f"{run.SECTION}.loss_blocks={run.loss_blocks} does not divide the "
+                    f"vocabulary of {self.layout.size} ids: choose a power of two"
+                )
         length = self.pretrain.packing.row_length
         if model.grid**2 + 4 > length:
             raise ValueError(

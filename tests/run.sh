@@ -43,6 +43,20 @@ step pyright
 # One process per core, each file whole in one of them: what its tests share is made once.
 step python -m pytest --numprocesses auto --dist loadfile ${selection[@]+"${selection[@]}"} "$@"
 
+# Compilers of hardware that is not here, apart: with them installed every start of jax on
+# this machine would be slower, and would look for that hardware.
+if [ ${#selection[@]} -eq 0 ]; then
+  python -m venv .venv-plan
+  apart=.venv-plan/bin/python
+  python -c 'import site; print(site.getsitepackages()[0])' \
+    >"$("$apart" -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+  version="$(python -c 'import jax; print(jax.__version__)')"
+  step "$apart" -m pip install --quiet "jax[tpu]==$version"
+  step "$apart" -m pip install --quiet --no-deps \
+    "jax-cuda13-plugin==$version" "jax-cuda13-pjrt==$version"
+  step "$apart" -m pytest tests/test_plan_pods.py
+fi
+
 # After pytest's summary only when it would mislead: something before it failed.
 for name in ${failed[@]+"${failed[@]}"}; do printf 'FAILED: %s\n' "$name"; done
 [ ${#failed[@]} -eq 0 ]

@@ -23,7 +23,8 @@ LAYERS = (
     + ("gallery", "encoders", "context", "judge", "writer", "pretrained", "instructed")
     + ("api",),
     ("evaluation",),
-    ("preparation", "memory", "decoder_run", "sft", "stages", "notebook"),
+    ("preparation", "memory", "decoder_run", "planning", "sft", "stages")
+    + ("notebook",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -37,7 +37,7 @@ def test_nll_is_optax_cross_entropy_even_for_large_bfloat16_logits(case):
 
 def test_sums_and_groups_against_numpy(case):
     sums = next_token_loss(
-        lambda x: x @ case["w"],
+        case["w"],
         case["hidden"],
         case["targets"],
         case["weights"],
@@ -70,7 +70,7 @@ def test_sums_and_groups_against_numpy(case):
 
 def test_a_group_without_tokens_has_no_loss(case):
     sums = next_token_loss(
-        lambda x: x @ case["w"],
+        case["w"],
         case["hidden"],
         jnp.full((B, L), tiny.LAYOUT.text.start),
         case["weights"],
@@ -84,7 +84,7 @@ def test_a_group_without_tokens_has_no_loss(case):
 
 def test_blocks_change_neither_loss_nor_gradient(case):
     def total(hidden, w, blocks):
-        nll, log_z = blockwise_nll(lambda x: x @ w, hidden, case["targets"], blocks)
+        nll, log_z = blockwise_nll(w, hidden, case["targets"], blocks)
         return jnp.sum(nll * case["weights"]) + 1e-2 * jnp.sum(log_z**2)
 
     def result(blocks):
@@ -99,12 +99,25 @@ def test_blocks_change_neither_loss_nor_gradient(case):
         result(3)
 
 
+def test_in_blocks_the_logits_are_never_whole(case):
+    def total(hidden, w, blocks):
+        nll, log_z = blockwise_nll(w, hidden, case["targets"], blocks)
+        return jnp.sum(nll + log_z)
+
+    def text(blocks):
+        f = jax.grad(functools.partial(total, blocks=blocks), (0, 1))
+        return str(jax.make_jaxpr(f)(case["hidden"], case["w"]))
+
+    assert f"[{B},{L},{V}]" in text(1)
+    assert f"[{B},{L},{V}]" not in text(4) and f"[{B},{L},{V // 4}]" in text(4)
+
+
 @pytest.mark.parametrize("weight", [1.0, 0.1, 0.0])
 def test_the_weight_is_on_retrieved_tokens_only_and_groups_count_every_token(
     case, weight
 ):
     retrieved = np.arange(B * L).reshape(B, L) % 3 == 0
-    arguments = (lambda x: x @ case["w"], case["hidden"], case["targets"])
+    arguments = (case["w"], case["hidden"], case["targets"])
     plain = next_token_loss(
         *arguments, case["weights"], case["moved"], layout=tiny.LAYOUT
     )

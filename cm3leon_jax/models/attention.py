@@ -1,8 +1,8 @@
 """Causal self-attention in plain XLA, for whole sequences (`cache.py` has that of one
 query against a cache).
 
-`xla_attention` is what every `attention` argument defaults to, and the only one there
-is; another function of type `Attention` takes its place and is compared with it.
+`xla_attention` is what every `attention` argument defaults to; the kernels of
+`parallel/kernels.py` take its place on accelerators, and are compared with it.
 """
 
 from __future__ import annotations

@@ -150,11 +150,11 @@ class Block(nnx.Module):
                 self._before(x_BLD, "attention_scale"), positions_BL, attend, shard
             )
             x_BLD = x_BLD + self._after(y_BLD, "attention_scale")
-            x_BLD = shard(x_BLD, ("batch", "length", None))
+            x_BLD = shard(x_BLD, ("batch", "sequence", None))
         with jax.named_scope("mlp"):
             y_BLD = self._mlp(self._before(x_BLD, "mlp_scale"), shard)
             x_BLD = x_BLD + self._after(y_BLD, "mlp_scale")
-            return shard(x_BLD, ("batch", "length", None)), kept
+            return shard(x_BLD, ("batch", "sequence", None)), kept
 
     def _before(self, x_BLD: jax.Array, scale: str) -> jax.Array:
         return x_BLD if self.config.post_norm else self._norm(x_BLD, scale)
@@ -283,10 +283,17 @@ class Decoder(nnx.Module):
         self, tokens_BL: jax.Array, positions_BL: jax.Array, shard: Shard = identity
     ) -> jax.Array:
         """What the first block reads: token plus position, summed in float32."""
-        x_BLD = jnp.take(self.embed[...], tokens_BL, axis=0)
+        # Every device looks up its columns for the rows of all, then rows change hands:
+        # less to send, and to hold, than the tables and their gradients.
+        columns = ("replica", None, "table")
+        tokens_BL = shard(tokens_BL, columns[:2])
+        x_BLD = shard(jnp.take(self.embed[...], tokens_BL, axis=0), columns)
         if self.config.positions != "rope":
-            x_BLD = x_BLD + jnp.take(self.position[...], positions_BL, axis=0)
-        return shard(x_BLD.astype(self.config.dtype), ("batch", "length", None))
+            positions_BL = shard(positions_BL, columns[:2])
+            place_BLD = jnp.take(self.position[...], positions_BL, axis=0)
+            x_BLD = x_BLD + shard(place_BLD, columns)
+        x_BLD = shard(x_BLD.astype(self.config.dtype), columns)
+        return shard(x_BLD, ("batch", "sequence", None))
 
     def final_norm(self, x_BLD: jax.Array) -> jax.Array:
         """The norm before the head."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor")
@@ -42,7 +43,9 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all of every process), axes of type Auto.
 
-    Raises ValueError where the sizes do not multiply to the number of devices.
+    Several slices (pods of TPUs, or partitions of GPUs, joined by a slower network)
+    share out the axis `data`. Raises ValueError where the sizes do not multiply to the
+    number of devices, and where `data` cannot be shared out.
     """
     devices = jax.devices() if devices is None else list(devices)
     known = math.prod(size for size in config.sizes if size != -1)
@@ -56,6 +59,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             "product is the number of devices, or -1 for one of them"
         )
     # Auto: the compiler places intermediate arrays; jax's default is Explicit.
-    return jax.make_mesh(
-        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    auto = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh.data={sizes[0]} on {slices} slices: choose a multiple of {slices}, "
+            "so that only gradients cross the slow network between them"
+        )
+    inside = (sizes[0] // slices, *sizes[1:])
+    placed = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+    return Mesh(placed, AXES, axis_types=auto)

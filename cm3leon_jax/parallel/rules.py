@@ -23,13 +23,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3leon_jax.parallel.mesh import AXES
 
+_WHERE_EVEN = ("sequence", "replica", "table")  # split only where it comes out even
 LARGE = 64 << 20  # bytes; a leaf up to this size may be copied to every device
 Shard = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AxisTable:
-    """For each logical axis the mesh axes over which it is split, () for none."""
+    """For each logical axis the mesh axes over which it is split, () for none.
+
+    Of activations only: `sequence` is the length between the products of a layer (see
+    Korthikanti et al. 2022), `replica` the rows and `table` the width where tokens are
+    looked up by columns.
+    """
 
     embed: tuple[str, ...] = ()
     mlp: tuple[str, ...] = ()
@@ -39,6 +45,9 @@ class AxisTable:
     layers: tuple[str, ...] = ()
     batch: tuple[str, ...] = ()
     length: tuple[str, ...] = ()
+    sequence: tuple[str, ...] = ()
+    replica: tuple[str, ...] = ()
+    table: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -86,6 +95,9 @@ class Rules:
             mlp=("tensor",),
             heads=("tensor",),
             vocab=("tensor",),
+            sequence=("tensor",),
+            replica=("data",),
+            table=("fsdp",),
         )
     )
 
@@ -151,7 +163,18 @@ def shard_fn(mesh: Mesh, rules: Rules) -> Shard:
         return lambda x, names: x
 
     def shard(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        sharding = NamedSharding(mesh, rules.compute.spec(names))
+        spec = list(rules.compute.spec(names))
+        for i, name in enumerate(names):
+            axes = getattr(rules.compute, name) if name else ()
+            parts = math.prod(mesh.shape[axis] for axis in axes)
+            if x.shape[i] % parts:
+                if name not in _WHERE_EVEN:
+                    raise ValueError(
+                        f"{name}={x.shape[i]} cannot be split over {parts} devices "
+                        f"(mesh axes {axes}): change the mesh or the size"
+                    )
+                spec[i] = None
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return shard

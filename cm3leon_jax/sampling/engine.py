@@ -257,7 +257,7 @@ class Engine:
                 self.decoder,
                 tokens_BL[rows_B],
                 counted_BL[rows_B],
-                blocks=_divisor(length, logits / _LOGITS),
+                blocks=_divisor(self.layout.size, logits / _LOGITS),
                 shard=self._shard,
                 attention=self._attention,
             )
@@ -301,6 +301,7 @@ def _row_nll(
 ) -> jax.Array:
     """Nats per row of the tokens that count."""
     hidden_BLD = decoder.hidden(tokens_BL[:, :-1], shard=shard, attention=attention)
-    head = functools.partial(decoder.head, shard=shard)
-    nll_BL, _ = blockwise_nll(head, hidden_BLD, tokens_BL[:, 1:], blocks)
+    nll_BL, _ = blockwise_nll(
+        decoder.head_weight(), hidden_BLD, tokens_BL[:, 1:], blocks, shard
+    )
     return jnp.sum(nll_BL * counted_BL[:, 1:], axis=1)

@@ -6,11 +6,14 @@ microbatches, devices or evaluation batches give exactly the mean over all token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cm3leon_jax.models.layers import Shard, identity
 from cm3leon_jax.vocab import IMAGE, TEXT, Layout
 
 Sums = dict[str, jax.Array]
@@ -35,40 +38,101 @@ def token_nll(
 
 
 def blockwise_nll(
-    head: Callable[[jax.Array], jax.Array],
+    w_DV: jax.Array,
     hidden_BLD: jax.Array,
     targets_BL: jax.Array,
-    blocks: int,
+    blocks: int = 1,
+    shard: Shard = identity,
 ) -> tuple[jax.Array, jax.Array]:
-    """`token_nll(head(hidden_BLD), targets_BL)` with only L/blocks logits at a time.
+    """`token_nll(hidden_BLD @ w_DV, targets_BL)` with V/blocks logits a token at once.
 
-    At 65,536 ids the logits are the largest array of the step; here they are made
-    again in the backward pass, block by block along the length, which no mesh axis
-    splits. Raises ValueError where `blocks` does not divide L.
+    At 65,536 ids the logits are the largest array of the step. Blocks are cut along the
+    vocabulary, not the length: so each part of a sharded `w_DV` is gathered once in
+    either pass, and its gradient is complete, and scattered, when its block is done.
+    Backwards the logits are made again. Raises ValueError where `blocks` does not
+    divide V.
     """
+    hidden_BLD = shard(hidden_BLD, ("batch", "length", None))
     if blocks == 1:
-        return token_nll(head(hidden_BLD), targets_BL)
-    length = targets_BL.shape[1]
-    if length % blocks:
-        raise ValueError(f"loss_blocks={blocks} does not divide the length {length}")
+        logits_BLV = jnp.einsum(
+            "BLD,DV->BLV", hidden_BLD, w_DV, preferred_element_type=jnp.float32
+        )
+        return token_nll(shard(logits_BLV, ("batch", "length", "vocab")), targets_BL)
+    width, size = w_DV.shape
+    if size % blocks:
+        raise ValueError(f"loss_blocks={blocks} does not divide the vocabulary {size}")
+    # Block i has the ids i, i+blocks, …: every device cuts up the ids it holds.
+    w_iVD = w_DV.T.reshape(size // blocks, blocks, width).swapaxes(0, 1)
+    w_iVD = shard(w_iVD, (None, "vocab", "table"))
+    return _nll_of_blocks(shard, hidden_BLD, w_iVD, targets_BL)
 
-    def split(x: jax.Array) -> jax.Array:
-        x = x.reshape(x.shape[0], blocks, length // blocks, *x.shape[2:])
-        return x.swapaxes(0, 1)
 
-    def block(_: None, xs: tuple[jax.Array, jax.Array]):
-        hidden, targets = xs
-        return None, token_nll(head(hidden), targets)
-
-    _, stacked = jax.lax.scan(
-        jax.checkpoint(block), None, (split(hidden_BLD), split(targets_BL))
+def _logits(x_BLD: jax.Array, w_VD: jax.Array, shard: Shard) -> jax.Array:
+    w_VD = shard(w_VD, ("vocab", None))  # gathered here
+    logits_BLV = jnp.einsum(
+        "BLD,VD->BLV", x_BLD, w_VD, preferred_element_type=jnp.float32
     )
-    nll_BL, log_z_BL = (x.swapaxes(0, 1).reshape(targets_BL.shape) for x in stacked)
-    return nll_BL, log_z_BL
+    return shard(logits_BLV, ("batch", "length", "vocab"))
+
+
+def _is_target(shape: tuple[int, ...], targets_BL: jax.Array, i: Any, blocks: int):
+    """Which logits of block i are those of the targets, bool [B, L, V/blocks]."""
+    ids = jax.lax.broadcasted_iota(jnp.int32, shape, 2) * blocks + i
+    return ids == targets_BL[..., None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _nll_of_blocks(shard, x_BLD, w_iVD, targets_BL):
+    return _forward(shard, x_BLD, w_iVD, targets_BL)[0]
+
+
+def _forward(shard, x_BLD, w_iVD, targets_BL):
+    blocks = len(w_iVD)
+
+    def block(logit_BL, xs):
+        i, w_VD = xs
+        logits_BLV = _logits(x_BLD, w_VD, shard)
+        hit_BLV = _is_target(logits_BLV.shape, targets_BL, i, blocks)
+        logit_BL = logit_BL + jnp.sum(jnp.where(hit_BLV, logits_BLV, 0.0), axis=-1)
+        return logit_BL, jax.nn.logsumexp(logits_BLV, axis=-1)
+
+    zeros_BL = jnp.zeros(targets_BL.shape, jnp.float32)
+    logit_BL, log_z_iBL = jax.lax.scan(block, zeros_BL, (jnp.arange(blocks), w_iVD))
+    log_z_BL = jax.nn.logsumexp(log_z_iBL, axis=0)
+    kept = (x_BLD, w_iVD, targets_BL, log_z_BL)
+    return (log_z_BL - logit_BL, log_z_BL), kept
+
+
+def _backward(shard, kept, cotangents):
+    x_BLD, w_iVD, targets_BL, log_z_BL = kept
+    of_nll_BL, of_log_z_BL = cotangents
+    blocks = len(w_iVD)
+
+    def block(dx_BLD, xs):
+        i, w_VD = xs
+        logits_BLV = _logits(x_BLD, w_VD, shard)
+        p_BLV = jnp.exp(logits_BLV - log_z_BL[..., None])
+        d_BLV = p_BLV * (of_nll_BL + of_log_z_BL)[..., None]
+        hit_BLV = _is_target(p_BLV.shape, targets_BL, i, blocks)
+        d_BLV = (d_BLV - jnp.where(hit_BLV, of_nll_BL[..., None], 0.0)).astype(
+            x_BLD.dtype
+        )
+        dx_BLD = dx_BLD + jnp.einsum(
+            "BLV,VD->BLD", d_BLV, w_VD, preferred_element_type=jnp.float32
+        )
+        dw_VD = jnp.einsum("BLV,BLD->VD", d_BLV, x_BLD)
+        return dx_BLD, shard(dw_VD, ("vocab", "table"))
+
+    zeros_BLD = jnp.zeros(x_BLD.shape, jnp.float32)
+    dx_BLD, dw_iVD = jax.lax.scan(block, zeros_BLD, (jnp.arange(blocks), w_iVD))
+    return dx_BLD.astype(x_BLD.dtype), dw_iVD, None
+
+
+_nll_of_blocks.defvjp(_forward, _backward)
 
 
 def next_token_loss(
-    head: Callable[[jax.Array], jax.Array],
+    w_DV: jax.Array,
     hidden_BLD: jax.Array,
     targets_BL: jax.Array,
     weights_BL: jax.Array,
@@ -80,9 +144,11 @@ def next_token_loss(
     task_BL: jax.Array | None = None,
     tasks: Sequence[str] = (),
     blocks: int = 1,
+    shard: Shard = identity,
 ) -> Sums:
     """Weighted sums over all targets: `nll`, `z` (log² Z), `count`, and by group.
 
+    Logits are `hidden_BLD @ w_DV`, `blocks` and `shard` those of `blockwise_nll`.
     `weights_BL` is 0 or 1 (whether it is a target at all), `moved_BL` and
     `retrieved_BL` bool. The first three are those of the objective, in which a token of
     a retrieved document counts `retrieved_weight` times. `nll/text`, `count/text`, …
@@ -90,7 +156,7 @@ def next_token_loss(
     and every token is in one role; there every token counts once. `task_BL` numbers the
     targets' `tasks`, 1, 2, …, for the groups `task/NAME`. All float32 scalars.
     """
-    nll_BL, log_z_BL = blockwise_nll(head, hidden_BLD, targets_BL, blocks)
+    nll_BL, log_z_BL = blockwise_nll(w_DV, hidden_BLD, targets_BL, blocks, shard)
     modality_BL = layout.modality(targets_BL)
     image_BL = modality_BL == IMAGE
     members = [modality_BL == TEXT, image_BL, ~moved_BL, moved_BL]

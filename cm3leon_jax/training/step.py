@@ -9,7 +9,6 @@ spans alike, by default with no weighting of any document (paper section 1.7, ch
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,8 @@ class StepConfig:
 
     `segmented`: rows hold whole samples that must not see each other (first_fit
     packing) rather than a cut stream. `microbatches`: parts into which the batch is
-    cut to save memory. `loss_blocks`: parts into which the length is cut for logits.
+    cut to save memory. `loss_blocks`: parts into which the vocabulary is cut when the
+    logits are made.
     `retrieved_weight`: of the loss of a token that came with a retrieved document.
     `tasks`: names of the tasks 1, 2, … of rows that have any, for the metrics.
     """
@@ -107,7 +107,7 @@ def loss_sums(
     )
     with jax.named_scope("loss"):
         return next_token_loss(
-            functools.partial(model.head, shard=shard),
+            model.head_weight(),
             hidden_BLD,
             batch["tokens"][:, 1:],
             targets(batch),
@@ -118,6 +118,7 @@ def loss_sums(
             task_BL=batch["task"][:, 1:] if "task" in batch else None,
             tasks=config.tasks,
             blocks=config.loss_blocks,
+            shard=shard,
         )
 
 

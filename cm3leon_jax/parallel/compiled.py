@@ -1,0 +1,280 @@
+"""What a compiled program does on one device: counted in XLA's own text of it.
+
+The compiler's cost analysis counts the body of a loop once, and on some targets gives
+nothing at all; here every instruction counts as often as its loops run. Nothing is
+measured: FLOPs are those of matrix products and convolutions, bytes those that the
+shapes imply.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+COLLECTIVES = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
+    "collective-permute",
+)
+_BITS = {"pred": 8, "bf16": 16, "tf32": 32, "token": 0, "opaque": 0}
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(r"\b(?:calls|body|to_apply)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=(?:@?\w*)?mesh\[([^\]]*)\] ?\{([^}]*)\}")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_DOT = re.compile(r"lhs_contracting_dim(?:s=\{|ensions\":\[)([\d,\"]*)")
+_CONVOLUTION = re.compile(r"dim_labels=\w+_(\w+)->")
+_NO_TRAFFIC = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
+    *("conditional", "call", "after-all", "partition-id", "iota", "async-start"),
+}
+# Products of a pass of an attention kernel: scores and values, and backwards their
+# gradients too, after the scores have been made again.
+_KERNELS = (
+    (re.compile(r"splash_\w*_dkv|fmha\w*Backward|flash\w*backward", re.I), 5),
+    (re.compile(r"splash_\w*_dq", re.I), 3),
+    (re.compile(r"splash_\w*fwd|fmha|flash", re.I), 2),
+)
+
+
+class Array(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...]
+    on_chip: bool  # kept in the memory beside a TPU's units
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> float:
+        bits = re.search(r"\d+", self.dtype)
+        size = _BITS.get(self.dtype, int(bits[0]) if bits else 8)
+        return self.elements * size / 8
+
+
+@dataclass
+class _Instruction:
+    name: str
+    arrays: list[Array]
+    opcode: str
+    operands: list[str]
+    text: str
+
+    @property
+    def bytes(self) -> float:
+        return sum(array.bytes for array in self.arrays)
+
+
+@dataclass
+class _Computation:
+    name: str
+    instructions: dict[str, _Instruction] = field(default_factory=dict)
+    root: _Instruction | None = None
+
+
+@dataclass
+class Counts:
+    """Of one device and one run: FLOPs of products, bytes written to and read from
+    memory, bytes sent by each kind of collective, all in all (`near`) and that leave a
+    device's neighbourhood (`far`)."""
+
+    flops: float = 0.0
+    traffic: float = 0.0
+    collectives: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    near: float = 0.0
+    far: float = 0.0
+
+
+def count(text: str, near: int) -> Counts:
+    """What `compiled.as_text()` says; `near` devices in a row are neighbours.
+
+    Raises ValueError for a text without an entry.
+    """
+    computations, entry = _parse(text)
+    counts = Counts()
+
+    def walk(name: str, times: float, fused: bool) -> None:
+        computation = computations[name]
+        for instruction in computation.instructions.values():
+            counts.flops += times * _flops(instruction, computation)
+            _collective(instruction, times, name, near, counts)
+            if not fused:
+                counts.traffic += times * _traffic(instruction, computations)
+            inner = times
+            if instruction.opcode == "while":
+                trips = _TRIPS.search(instruction.text)
+                inner *= int(trips[1]) if trips else 1
+            for called in _called(instruction):
+                if called in computations:
+                    walk(called, inner, fused or instruction.opcode == "fusion")
+
+    walk(entry, 1.0, False)
+    return counts
+
+
+def arrays(text: str) -> set[tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of every array that any instruction makes."""
+    return {
+        (array.dtype, array.shape)
+        for computation in _parse(text)[0].values()
+        for instruction in computation.instructions.values()
+        for array in instruction.arrays
+    }
+
+
+def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+    computations: dict[str, _Computation] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith((" ", "HloModule")):
+            name = line.removeprefix("ENTRY ").lstrip("%").split()[0]
+            current = computations[name] = _Computation(name)
+            entry = name if line.startswith("ENTRY") else entry
+        elif current is not None and (found := _LINE.match(line)):
+            instruction = _instruction(found[2], found[3])
+            current.instructions[found[2]] = instruction
+            if found[1]:
+                current.root = instruction
+    if not entry:
+        raise ValueError("this is no text of a compiled program: it has no ENTRY")
+    return computations, entry
+
+
+def _instruction(name: str, rest: str) -> _Instruction:
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    opening = rest.index("(")
+    close = _closing(rest, opening)
+    made = [
+        Array(
+            kind,
+            tuple(int(n) for n in sizes.split(",") if n),
+            "S(1)" in (layout or ""),
+        )
+        for kind, sizes, layout in _ARRAY.findall(shape)
+    ]
+    operands = re.findall(r"%([\w.\-]+)", rest[opening:close])
+    return _Instruction(name, made, rest[:opening], operands, rest[close:])
+
+
+def _closing(text: str, start: int) -> int:
+    """The place after the bracket that closes the one at `start`."""
+    depth = 0
+    for i in range(start, len(text)):
+        depth += (text[i] == "(") - (text[i] == ")")
+        if not depth:
+            return i + 1
+    return len(text)
+
+
+def _called(instruction: _Instruction) -> Iterator[str]:
+    if instruction.opcode in ("while", "fusion", "call", "async-start"):
+        yield from _CALLED.findall(instruction.text)
+    elif branches := _BRANCHES.search(instruction.text):
+        yield from re.findall(r"[\w.\-]+", branches[1])
+
+
+def _flops(instruction: _Instruction, computation: _Computation) -> float:
+    text, opcode = instruction.text, instruction.opcode
+    product = opcode == "dot" or (opcode == "custom-call" and "blas" in text)
+    if product and (axes := _DOT.search(text)):
+        left = computation.instructions[instruction.operands[0]].arrays[0]
+        inner = [left.shape[int(n)] for n in re.findall(r"\d+", axes[1])]
+        return 2.0 * instruction.arrays[0].elements * math.prod(inner)
+    if opcode == "convolution" and (labels := _CONVOLUTION.search(text)):
+        kernel = computation.instructions[instruction.operands[1]].arrays[0]
+        outputs = kernel.shape[labels[1].index("o")]
+        return 2.0 * instruction.arrays[0].elements * kernel.elements / outputs
+    if opcode == "custom-call":
+        for pattern, products in _KERNELS:
+            if pattern.search(text):
+                out = instruction.arrays[0]
+                # Causal: half of the scores.
+                return products * out.elements * float(max(out.shape, default=0))
+    return 0.0
+
+
+def _collective(
+    instruction: _Instruction, times: float, inside: str, near: int, counts: Counts
+) -> None:
+    kind = instruction.opcode.removesuffix("-start")
+    started = kind != instruction.opcode
+    if kind not in COLLECTIVES:
+        return
+    groups = _groups(instruction.text)
+    n = groups.shape[1]
+    size = instruction.bytes
+    if kind == "all-gather":
+        size = size * (n / (n + 1) if started else 1) * (n - 1) / n
+    elif kind == "reduce-scatter":
+        size = size * (1 / (n + 1) if started else 1) * (n - 1)
+    elif kind == "all-reduce":
+        if "all-reduce-scatter" in inside:  # what TPUs fuse to a reduce-scatter
+            kind, size = "reduce-scatter", size * (n - 1) / n
+        else:
+            size *= 2 * (n - 1) / n
+    elif kind == "all-to-all":
+        size *= (n - 1) / n / (2 if started else 1)
+    elif started:
+        size /= 2  # what is sent and what comes
+    if n < 2 and kind != "collective-permute":
+        return
+    counts.collectives[kind] += times * size
+    counts.near += times * size
+    together = np.unique(groups[0] // near, return_counts=True)[1]
+    if len(together) > 1:
+        counts.far += times * size / together.min()
+
+
+def _groups(text: str) -> np.ndarray:
+    """Which devices take part together, [groups, members]; the first group suffices."""
+    if found := _GROUPS.search(text):
+        shape, sizes, order = (
+            [int(n) for n in part.split(",")] if part else [] for part in found.groups()
+        )
+        ids = np.arange(math.prod(sizes)).reshape(sizes)
+        return (ids.transpose(order) if order else ids).reshape(shape)
+    if found := _MESH.search(text):
+        return _groups_of_mesh(*found.groups())
+    if found := _LISTED.search(text):
+        return np.array([[int(n) for n in found[1].split(",") if n]])
+    return np.zeros((1, 1), int)
+
+
+def _groups_of_mesh(mesh: str, axes: str) -> np.ndarray:
+    """`'a'=4,'b'=2` and `'a'`, or `'a':(2)2`, the part of size 2 after one of 2."""
+    shape, chosen = [], []
+    wanted = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
+    for name, digits in re.findall(r"'(\w+)'=(\d+)", mesh):
+        size = int(digits)
+        mine = [(int(a or 1), int(b or size)) for key, a, b in wanted if key == name]
+        cuts = {1, size, *(n for a, b in mine for n in (a, a * b))}
+        for before, cut in itertools.pairwise(sorted(cuts)):
+            if any(a <= before and cut <= a * b for a, b in mine):
+                chosen.append(len(shape))
+            shape.append(cut // before)
+    others = [i for i in range(len(shape)) if i not in chosen]
+    ids = np.arange(math.prod(shape)).reshape(shape).transpose(others + chosen)
+    return ids.reshape(-1, math.prod(shape[i] for i in chosen))
+
+
+def _traffic(instruction: _Instruction, computations: dict[str, _Computation]) -> float:
+    """Bytes written, and read once by whoever wanted them."""
+    if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
+        return 0.0
+    made = [array for array in instruction.arrays if not array.on_chip]
+    if instruction.opcode == "fusion":
+        inner = computations[next(_called(instruction))]
+        if inner.root is not None and inner.root.opcode == "dynamic-update-slice":
+            return 2.0 * inner.instructions[inner.root.operands[1]].bytes
+    return 2.0 * sum(array.bytes for array in made)

@@ -1,0 +1,58 @@
+"""Attention kernels against the plain one, in interpret mode."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_training as tiny
+
+from cm3leon_jax.models.attention import xla_attention
+from cm3leon_jax.parallel import kernels
+
+B, L, H, K = 4, 256, 2, 64
+splash = functools.partial(kernels.splash_attention, interpret=True)
+
+
+def results(attention, segments):
+    """The output, and the gradient of a sum of it in which every entry counts."""
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (
+        jnp.asarray(rng.normal(size=(B, L, H, K)), jnp.float32) for _ in range(4)
+    )
+
+    @jax.jit
+    def run(q, k, v):
+        def total(q, k, v):
+            out = attention(q, k, v, segments)
+            return jnp.sum(out * weight), out
+
+        return jax.grad(total, (0, 1, 2), has_aux=True)(q, k, v)
+
+    return jax.device_get(run(q, k, v))
+
+
+@pytest.mark.parametrize("segmented", [False, True])
+def test_splash_attention_is_the_plain_one_on_every_device(segmented):
+    cut = np.random.default_rng(1).integers(1, L, (B, 1))
+    segments = jnp.asarray(np.where(np.arange(L) < cut, 1, 2), jnp.int32)
+    segments = segments if segmented else None
+    oracle = results(xla_attention, segments)
+    mesh = tiny.mesh_of(2, 2, 2)  # a row and a head on each
+    found = results(kernels.on_mesh(splash, mesh, tiny.RULES), segments)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(oracle), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpu_and_rows_that_blocks_do_not_cover_get_plain_attention(monkeypatch):
+    mesh = tiny.mesh_of(1, 1, 1)
+    assert kernels.attention_fn(mesh, tiny.RULES) is xla_attention
+    called = []
+    noted = (lambda q, *_: called.append(q.shape) or q, kernels._whole_blocks)
+    monkeypatch.setitem(kernels._KERNELS, "cpu", noted)
+    attention = kernels.attention_fn(mesh, tiny.RULES)
+    for length in (100, 128):
+        x = jnp.zeros((1, length, 1, 4))
+        assert attention(x, x, x).shape == x.shape
+    assert called == [(1, 128, 1, 4)]

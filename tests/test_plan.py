@@ -1,0 +1,183 @@
+"""What is counted in compiled programs, on simulated devices."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_training as tiny
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from cm3leon_jax import planning
+from cm3leon_jax.models.decoder import Decoder, DecoderConfig, parameter_count
+from cm3leon_jax.parallel import compiled, plan, topologies
+from cm3leon_jax.parallel.rules import batch_sharding, shardings
+from cm3leon_jax.system import System
+from cm3leon_jax.training import state
+from cm3leon_jax.training.flops import train_flops_per_token
+from configs import shapes
+
+CPU = topologies.Topology(
+    name="cpu",
+    devices=tuple(jax.devices()),
+    slices=1,
+    near=4,
+    chip=topologies.Chip(flops=1e12, memory=2**34, bandwidth=1e11, near=1e10, far=1e9),
+)
+
+
+def counted(function, *shapes):
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return compiled.count(jax.jit(function).lower(*arrays).compile().as_text(), 4)
+
+
+def test_products_in_loops_count_as_often_as_they_run():
+    def thrice(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=3)[0]
+
+    assert counted(thrice, (64, 96), (96, 96)).flops == 3 * 2 * 64 * 96 * 96
+
+    def convolved(x, w):
+        return jax.lax.conv(x, w, (1, 1), "SAME")
+
+    found = counted(convolved, (2, 8, 16, 16), (4, 8, 3, 3))
+    assert found.flops == 2 * (2 * 4 * 16 * 16) * 8 * 9
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_what_collectives_send_follows_from_their_kind(devices):
+    mesh = Mesh(np.asarray(jax.devices()[:devices]), ("x",))
+    size, share = 4 * 1024 * 16, (devices - 1) / devices  # bytes of the whole array
+
+    def sent(function, inside, outside):
+        spread = jax.shard_map(
+            function, mesh=mesh, in_specs=inside, out_specs=outside, check_vma=False
+        )
+        return counted(spread, (1024, 16))
+
+    gathered = sent(lambda x: jax.lax.all_gather(x, "x", tiled=True), P("x"), P())
+    assert gathered.collectives == {"all-gather": pytest.approx(size * share)}
+    # Neighbours are four: the traffic of eight goes over one link for each of four.
+    far = size * share / 4 if devices == 8 else 0
+    assert (gathered.near, gathered.far) == (size * share, far)
+    summed = sent(lambda x: jax.lax.psum(x, "x"), P(), P())
+    assert summed.collectives == {"all-reduce": pytest.approx(2 * size * share)}
+    scattered = sent(
+        lambda x: jax.lax.psum_scatter(x, "x", tiled=True), P(None, None), P("x")
+    )
+    assert scattered.collectives == {"reduce-scatter": pytest.approx(size * share)}
+
+
+def lowered(config, mesh, rows):
+    """The real update, compiled for a mesh."""
+    tx = tiny.optimizer()
+    init = functools.partial(_init, config=config, tx=tx)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    placement = shardings(abstract, mesh, tiny.RULES)
+    update = tiny.step_fn(mesh, tx=tx)
+    spread = batch_sharding(mesh, tiny.RULES)
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, config.length + 1), kind, sharding=spread)
+        for name, kind in {
+            **dict.fromkeys(("tokens", "segments", "positions"), jnp.int32),
+            "moved": jnp.bool_,
+        }.items()
+    }
+    placed = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        abstract,
+        placement,
+    )
+    made = jax.jit(update, out_shardings=(placement, None), donate_argnums=0)
+    return compiled.count(made.lower(placed, batch).compile().as_text(), 8)
+
+
+def _init(key, config, tx):
+    return state.create(Decoder(config, tiny.nnx.Rngs(key)), tx)
+
+
+BASE = DecoderConfig(
+    vocab=tiny.LAYOUT.size, layers=2, width=64, heads=2, mlp=256, length=64
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"layers": 5}, {"width": 128, "mlp": 512}]
+    # A sample with R retrieved documents is R+1 documents long.
+    + [{"length": 64 * (1 + retrieved)} for retrieved in (1, 2, 3)],
+    ids=str,
+)
+def test_compiled_flops_follow_the_formula(changes):
+    config = dataclasses.replace(BASE, **changes)
+    tokens = 4 * config.length
+    # Plain attention makes the scores of later tokens too, the formula leaves them out.
+    later = 6.0 * config.layers * config.width * config.length
+    formula = tokens * (train_flops_per_token(config, config.length) + later)
+    flops = lowered(config, tiny.mesh_of(1, 1, 1), rows=4).flops
+    assert flops == pytest.approx(formula, rel=0.05)
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_collective_bytes_follow_the_number_of_devices(devices):
+    # Copies: every gradient is summed over all of them, once.
+    found = lowered(BASE, tiny.mesh_of(devices, 1, 1), rows=8)
+    formula = 2 * (devices - 1) / devices * 4 * parameter_count(BASE)
+    assert found.collectives["all-reduce"] == pytest.approx(formula, rel=0.05)
+
+
+def system(**changes):
+    config = shapes.get_config("quick").to_dict()
+    config["mesh"] = {"data": 1, "fsdp": -1, "tensor": 1}
+    return dataclasses.replace(System.make(config), **changes)
+
+
+def test_a_plan_adds_up_and_is_called_predicted():
+    found = planning.plan(system(), "pretrain", CPU)
+    assert found["predicted"] and found["fits"] and found["devices"] == 8
+    assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    whole = 4 * parameter_count(system().decoder_config)
+    assert found["parameters_bytes"] == pytest.approx(whole / 8, rel=0.1)
+    parts = ("parameters_bytes", "optimizer_bytes", "batch_bytes")
+    assert sum(found[part] for part in parts) == pytest.approx(
+        found["arguments_bytes"], rel=0.01
+    )
+    seconds = found["seconds_at_least"]
+    assert seconds["step"] == seconds[found["bound"]] == max(seconds.values())
+    assert math.isfinite(found["device_hours_at_least"])
+    text = plan.table(found)
+    assert text.startswith("predicted for 8 devices of cpu")
+    small = dataclasses.replace(CPU.chip, memory=1e6)
+    assert not planning.plan(
+        system(), "pretrain", dataclasses.replace(CPU, chip=small)
+    )["fits"]
+
+
+def test_what_cannot_be_planned_is_named():
+    with pytest.raises(ValueError, match="stage='dance': choose from pretrain, sft"):
+        planning.plan(system(), "dance", CPU)
+    with pytest.raises(ValueError, match="rows_per_device=3 on 8 devices"):
+        planning.plan(system(), "pretrain", CPU, rows=3)
+    odd = dataclasses.replace(CPU, devices=CPU.devices[:3])
+    with pytest.raises(ValueError, match="does not divide among the 3 devices"):
+        planning.plan(system(), "pretrain", odd)
+    for name in ("v5p-128", "v9:2x2", "H100:8", "v5p", "B1:1x1x1"):
+        with pytest.raises(ValueError, match=r"topology=.*give TPUs as v5p:4x4x4"):
+            topologies.find(name)
+
+
+def test_a_search_goes_from_fast_to_frugal_and_leaves_out_what_cannot_fit():
+    tried = list(planning.candidates(system(), "pretrain", CPU))
+    assert [s.decoder["remat"] for s in tried][0] == "none"
+    assert [s.mesh.tensor for s in tried] == sorted(s.mesh.tensor for s in tried)
+    tight = dataclasses.replace(CPU.chip, memory=4e6)
+    fewer = list(
+        planning.candidates(system(), "pretrain", dataclasses.replace(CPU, chip=tight))
+    )
+    assert len(fewer) < len(tried)
+    with pytest.raises(ValueError, match="--search is for pretrain and sft"):
+        next(planning.candidates(system(), "decode", CPU))
