@@ -42,7 +42,7 @@ class Program:
 
 def compile_program(program: Program) -> Any:
     """The program, compiled for the devices of its arguments' shardings."""
-    options = {"donate_argnums": program.donate}
+    options: dict[str, Any] = {"donate_argnums": program.donate}
     if program.out_shardings is not None:
         options["out_shardings"] = program.out_shardings
     return jax.jit(program.function, **options).lower(*program.arguments).compile()
