@@ -167,12 +167,7 @@ def shard_fn(mesh: Mesh, rules: Rules) -> Shard:
         for i, name in enumerate(names):
             axes = getattr(rules.compute, name) if name else ()
             parts = math.prod(mesh.shape[axis] for axis in axes)
-            if x.shape[i] % parts:
-                if name not in _WHERE_EVEN:
-                    raise ValueError(
-                        f"{name}={x.shape[i]} cannot be split over {parts} devices "
-                        f"(mesh axes {axes}): change the mesh or the size"
-                    )
+            if name in _WHERE_EVEN and x.shape[i] % parts:
                 spec[i] = None
         sharding = NamedSharding(mesh, PartitionSpec(*spec))
         return jax.lax.with_sharding_constraint(x, sharding)
