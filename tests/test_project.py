@@ -52,7 +52,8 @@ def test_what_the_package_imports_is_declared():
     # All but `dev`: what the tests alone import is none of the package's business.
     optional = [r for name in extras if name != "dev" for r in extras[name]]
     declared = {normal(r) for r in [*PROJECT["dependencies"], *optional]}
-    declared |= {"jaxlib"}  # comes with jax, in the same version
+    declared |= {"jaxlib"}  # comes with jax, in the same version, as do its compilers
+    declared |= {"libtpu", "jax-plugins", "jax-cuda13-plugin", "jax-cuda13-pjrt"}
     owners = packages_distributions()
     for name, where in imported_by_the_package().items():
         if name == "cm3leon_jax" or name in sys.stdlib_module_names:

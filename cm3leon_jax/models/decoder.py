@@ -269,13 +269,13 @@ class Decoder(nnx.Module):
             )
 
         def layer(x_BLD, block):
-            # Cast inside: under remat the low-precision copy is not kept either.
-            block = cast(block, self.config.dtype)
             return block(x_BLD, positions_BL, attend, shard)
 
         x_BLD = self.embeddings(tokens_BL, positions_BL, shard)
+        # Cast outside, so that the gradients of all layers are kept in that precision.
+        blocks = cast(self.blocks, self.config.dtype)
         x_BLD, kept = jax.lax.scan(
-            rematerialised(layer, self.config.remat), x_BLD, self.blocks
+            rematerialised(layer, self.config.remat), x_BLD, blocks
         )
         return self.final_norm(x_BLD), kept
 

@@ -12,9 +12,9 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,11 +32,14 @@ _GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\)
 _MESH = re.compile(r"replica_groups=(?:@?\w*)?mesh\[([^\]]*)\] ?\{([^}]*)\}")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _DOT = re.compile(r"lhs_contracting_dim(?:s=\{|ensions\":\[)([\d,\"]*)")
-_CONVOLUTION = re.compile(r"dim_labels=\w+_(\w+)->")
+_CONVOLUTION = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _NO_TRAFFIC = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"),
     *("conditional", "call", "after-all", "partition-id", "iota", "async-start"),
 }
+_COPIES = ("copy", "copy-start", "copy-done", "bitcast")
 # Products of a pass of an attention kernel: scores and values, and backwards their
 # gradients too, after the scores have been made again.
 _KERNELS = (
@@ -107,19 +110,31 @@ def count(text: str, near: int) -> Counts:
         computation = computations[name]
         for instruction in computation.instructions.values():
             counts.flops += times * _flops(instruction, computation)
-            _collective(instruction, times, name, near, counts)
+            kind = _kind(instruction, computation, computations)
+            if kind is not None:
+                _collective(instruction, kind, times, near, counts)
             if not fused:
                 counts.traffic += times * _traffic(instruction, computations)
             inner = times
             if instruction.opcode == "while":
-                trips = _TRIPS.search(instruction.text)
-                inner *= int(trips[1]) if trips else 1
+                inner *= _trips(instruction, computations)
             for called in _called(instruction):
                 if called in computations:
                     walk(called, inner, fused or instruction.opcode == "fusion")
 
     walk(entry, 1.0, False)
     return counts
+
+
+def _trips(loop: _Instruction, computations: dict[str, _Computation]) -> int:
+    """How often a loop runs: the compiler's note, or else, of a loop that counts from
+    0, what its condition compares the counter with."""
+    if noted := _TRIPS.search(loop.text):
+        return int(noted[1])
+    condition = _CONDITION.search(loop.text)
+    inside = computations[condition[1]].instructions if condition else {}
+    bounds = [int(n) for i in inside.values() for n in i.operands if n.isdigit()]
+    return max(bounds, default=1)
 
 
 def arrays(text: str) -> set[tuple[str, tuple[int, ...]]]:
@@ -135,7 +150,8 @@ def arrays(text: str) -> set[tuple[str, tuple[int, ...]]]:
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
     computations: dict[str, _Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    # The attributes of kernels span lines.
+    for line in re.sub(r'\n(?="|\}\})', "", text).splitlines():
         if line.endswith("{") and not line.startswith((" ", "HloModule")):
             name = line.removeprefix("ENTRY ").lstrip("%").split()[0]
             current = computations[name] = _Computation(name)
@@ -163,7 +179,9 @@ def _instruction(name: str, rest: str) -> _Instruction:
         )
         for kind, sizes, layout in _ARRAY.findall(shape)
     ]
-    operands = re.findall(r"%([\w.\-]+)", rest[opening:close])
+    # Of a constant, its value: nothing else in brackets is without a name.
+    operands = re.findall(r"%([\w.\-]+)|(?<=\()(\d+)(?=\))", rest[opening:close])
+    operands = [name or value for name, value in operands]
     return _Instruction(name, made, rest[:opening], operands, rest[close:])
 
 
@@ -192,37 +210,134 @@ def _flops(instruction: _Instruction, computation: _Computation) -> float:
         inner = [left.shape[int(n)] for n in re.findall(r"\d+", axes[1])]
         return 2.0 * instruction.arrays[0].elements * math.prod(inner)
     if opcode == "convolution" and (labels := _CONVOLUTION.search(text)):
-        kernel = computation.instructions[instruction.operands[1]].arrays[0]
-        outputs = kernel.shape[labels[1].index("o")]
-        return 2.0 * instruction.arrays[0].elements * kernel.elements / outputs
+        picture, kernel = (
+            computation.instructions[name].arrays[0].shape
+            for name in instruction.operands[:2]
+        )
+        made = instruction.arrays[0].shape
+        return 2.0 * _pairs(text, labels.groups(), (picture, kernel, made))
     if opcode == "custom-call":
         for pattern, products in _KERNELS:
             if pattern.search(text):
-                out = instruction.arrays[0]
+                made = (
+                    instruction.arrays
+                )  # on TPUs with working memory and partial sums
+                half = [x for x in made if x.dtype != "f32" and len(x.shape) > 2]
+                out = min(half or made[:1], key=lambda x: x.elements)
                 # Causal: half of the scores.
                 return products * out.elements * float(max(out.shape, default=0))
     return 0.0
 
 
-def _collective(
-    instruction: _Instruction, times: float, inside: str, near: int, counts: Counts
-) -> None:
+def _pairs(text: str, labels: Sequence[str], shapes: Sequence[Any]) -> float:
+    """Multiplications of a convolution, without those with its padding.
+
+    A TPU's products of matrices with more than one axis are convolutions whose kernel
+    is mostly beside the picture. `shapes` and `labels`: of picture, kernel, result.
+    """
+    (seen, taps, wanted), (picture, kernel, made) = labels, shapes
+    window = _WINDOW.search(text)
+    given = dict(part.split("=") for part in window[1].split()) if window else {}
+    count = made[wanted.index("b")] * made[wanted.index("f")] * kernel[taps.index("i")]
+    for i in range(len(made) - 2):
+        axis = str(i)
+        before, stride, apart, spread = 0, 1, 1, 1
+        if "pad" in given:
+            before = int(given["pad"].split("x")[i].split("_")[0])
+        if "stride" in given:
+            stride = int(given["stride"].split("x")[i])
+        if "rhs_dilate" in given:
+            apart = int(given["rhs_dilate"].split("x")[i])
+        if "lhs_dilate" in given:
+            spread = int(given["lhs_dilate"].split("x")[i])
+        at = np.arange(made[wanted.index(axis)])[:, None] * stride - before
+        at = at + np.arange(kernel[taps.index(axis)]) * apart
+        last = (picture[seen.index(axis)] - 1) * spread
+        count *= int(np.sum((at >= 0) & (at <= last) & (at % spread == 0)))
+    return float(count)
+
+
+def _kind(
+    instruction: _Instruction,
+    inside: _Computation,
+    computations: dict[str, _Computation],
+) -> str | None:
+    """Which collective it is.
+
+    TPUs write gathers as sums of what is zero but for a device's part, and scatters as
+    sums of which a device keeps its part. They may send more than is counted here.
+    """
     kind = instruction.opcode.removesuffix("-start")
-    started = kind != instruction.opcode
-    if kind not in COLLECTIVES:
-        return
+    ends = "" if inside.root is None else inside.root.text
+    if "async_collective_fusion" in inside.name or "AsyncCollectiveDone" in ends:
+        return None  # counted where it starts, in a fusion of its own
+    if kind != "all-reduce":
+        return kind if kind in COLLECTIVES else None
+    if "all-reduce-scatter" in inside.name:
+        return "reduce-scatter"
+    if _is_only_sliced(instruction, inside, computations):
+        return "reduce-scatter"
+    parts = [_source(name, inside) for name in instruction.operands]
+    gathers = [_is_part_of_zeros(part, computations) for part in parts]
+    return "all-gather" if gathers and all(gathers) else kind
+
+
+def _is_only_sliced(
+    made: _Instruction, inside: _Computation, computations: dict[str, _Computation]
+) -> bool:
+    """Whether of an array, or all those of a tuple, nothing but slices are used."""
+
+    def fits(user: _Instruction) -> bool:
+        if user.opcode == "fusion":
+            inner = computations[next(_called(user))]
+            given = [str(i) for i, x in enumerate(user.operands) if x == made.name]
+            return all(
+                _is_only_sliced(x, inner, computations)
+                for x in inner.instructions.values()
+                if x.opcode == "parameter" and x.operands[0] in given
+            )
+        if user.opcode in (*_COPIES, "get-tuple-element"):
+            return _is_only_sliced(user, inside, computations)
+        return user.opcode == "dynamic-slice"
+
+    users = [x for x in inside.instructions.values() if made.name in x.operands]
+    return bool(users) and all(map(fits, users))
+
+
+def _source(name: str, inside: _Computation) -> _Instruction:
+    """What made an array, before it was copied."""
+    found = inside.instructions[name]
+    while found.opcode in _COPIES:
+        found = inside.instructions[found.operands[0]]
+    return found
+
+
+def _is_part_of_zeros(
+    made: _Instruction, computations: dict[str, _Computation]
+) -> bool:
+    """Whether every device has put its own part among zeros: their sum is all parts."""
+    if made.opcode == "fusion":
+        inner = computations[next(_called(made))]
+        return inner.root is not None and _is_part_of_zeros(inner.root, computations)
+    return made.opcode == "dynamic-update-slice"
+
+
+def _collective(
+    instruction: _Instruction, kind: str, times: float, near: int, counts: Counts
+) -> None:
+    started = instruction.opcode.endswith("-start")
+    summed = instruction.opcode.startswith("all-reduce")
     groups = _groups(instruction.text)
     n = groups.shape[1]
     size = instruction.bytes
-    if kind == "all-gather":
+    if kind == "all-reduce":
+        size *= 2 * (n - 1) / n
+    elif summed:  # of arrays that are whole
+        size *= (n - 1) / n
+    elif kind == "all-gather":
         size = size * (n / (n + 1) if started else 1) * (n - 1) / n
     elif kind == "reduce-scatter":
         size = size * (1 / (n + 1) if started else 1) * (n - 1)
-    elif kind == "all-reduce":
-        if "all-reduce-scatter" in inside:  # what TPUs fuse to a reduce-scatter
-            kind, size = "reduce-scatter", size * (n - 1) / n
-        else:
-            size *= 2 * (n - 1) / n
     elif kind == "all-to-all":
         size *= (n - 1) / n / (2 if started else 1)
     elif started:

@@ -17,6 +17,7 @@ from cm3leon_jax.parallel.rules import Rules
 
 _LANES = 128  # of a TPU's vector unit; kernels work on multiples of it
 _BLOCK = 512  # queries and keys at a time
+_SPAN = 2048  # keys whose gradients are made together, with a copy of those of queries
 
 
 def attention_fn(mesh: Mesh, rules: Rules) -> Attention:
@@ -90,12 +91,13 @@ def splash_attention(
 
 def _splash(splash: Any, length: int, heads: int, interpret: bool) -> Any:
     block = next(b for b in (_BLOCK, 256, _LANES) if length % b == 0)
+    span = next(s for s in (_SPAN, _SPAN // 2, block) if length % s == 0)
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
         block_kv_compute=block,
         block_q_dkv=block,
-        block_kv_dkv=block,
+        block_kv_dkv=span,
         block_kv_dkv_compute=block,
         use_fused_bwd_kernel=True,
     )

@@ -3,8 +3,9 @@
     v5p:4x4x4        64 chips of a TPU pod; `2*v5e:16x16` is two such slices
     H100:1x32x8      slices x hosts x GPUs of a host
 
-Compilers come with the extra `plan` (TPU) or with CUDA's plugin of jax; neither needs
-its hardware. Devices made here can be compiled for, but not computed on.
+Compilers come with the extras `tpu` and `cuda`; neither needs its hardware, and of the
+second the two wheels that `_gpus` names are enough. Devices made here can be compiled
+for, but not computed on.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def _tpus(name: str, slices: int, kind: str, shape: str) -> Topology:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     options = {"num_slices": slices} if slices > 1 else {}
-    with _asking(name, "'cm3leon-jax[plan]'"):
+    with _asking(name, "'cm3leon-jax[tpu]'"):
         import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
 
         found = topologies.get_topology_desc(
