@@ -56,7 +56,21 @@ def decoder_functions(
     parts: Parts = EVERYTHING,
     ema: float = 0.0,
 ) -> DecoderFunctions:
-    """The functions of a run of the decoder over a mesh; see `train_decoder`."""
+    """The functions of a run of the decoder over a mesh; see `train_decoder`.
+
+    Raises ValueError where the mesh cannot split the heads or the feed-forward.
+    """
+    config, compute = system.decoder_config, system.rules.compute
+    for name, axes in (("heads", compute.heads), ("mlp", compute.mlp)):
+        size, pieces = (
+            getattr(config, name),
+            math.prod(mesh.shape[a] for a in axes),
+        )
+        if size % pieces:
+            raise ValueError(
+                f"decoder.{name}={size} cannot be split over {pieces} devices "
+                f"(mesh axes {axes}): choose a mesh.tensor that divides it"
+            )
     tx = make_optimizer(settings.optimizer)
     options: dict[str, Any] = {"parts": parts, "ema": ema}
     sums_options: dict[str, Any] = {

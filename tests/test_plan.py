@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from cm3leon_jax import planning
 from cm3leon_jax.models.decoder import Decoder, DecoderConfig, parameter_count
 from cm3leon_jax.parallel import compiled, plan, topologies
+from cm3leon_jax.parallel.mesh import MeshConfig
 from cm3leon_jax.parallel.rules import batch_sharding, shardings
 from cm3leon_jax.system import System
 from cm3leon_jax.training import state
@@ -152,6 +153,7 @@ def test_a_plan_adds_up_and_is_called_predicted():
     assert math.isfinite(found["device_hours_at_least"])
     text = plan.table(found)
     assert text.startswith("predicted for 8 devices of cpu")
+    assert "data=1 fsdp=8 tensor=1" in text
     small = dataclasses.replace(CPU.chip, memory=1e6)
     assert not planning.plan(
         system(), "pretrain", dataclasses.replace(CPU, chip=small)
@@ -163,10 +165,16 @@ def test_what_cannot_be_planned_is_named():
         planning.plan(system(), "dance", CPU)
     with pytest.raises(ValueError, match="rows_per_device=3 on 8 devices"):
         planning.plan(system(), "pretrain", CPU, rows=3)
+    with pytest.raises(ValueError, match="heads=4 cannot be split over 8 devices"):
+        planning.plan(system(mesh=MeshConfig(fsdp=1, tensor=8)), "pretrain", CPU)
+    with pytest.raises(ValueError, match="tensor=3 cannot cover 8 devices"):
+        planning.plan(system(mesh=MeshConfig(tensor=3)), "pretrain", CPU)
+    with pytest.raises(ValueError, match="has no section sft"):
+        planning.plan(system(sft=None), "sft", CPU)
     odd = dataclasses.replace(CPU, devices=CPU.devices[:3])
     with pytest.raises(ValueError, match="does not divide among the 3 devices"):
         planning.plan(system(), "pretrain", odd)
-    for name in ("v5p-128", "v9:2x2", "H100:8", "v5p", "B1:1x1x1"):
+    for name in ("v5p-128", "v9:2x2", "H100:8", "v5p", "B1:1x1x1", "0*v5p:4x4x4"):
         with pytest.raises(ValueError, match=r"topology=.*give TPUs as v5p:4x4x4"):
             topologies.find(name)
 

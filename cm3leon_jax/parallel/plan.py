@@ -106,6 +106,11 @@ def _local_bytes(leaf: Any) -> int:
     return jax.ShapeDtypeStruct(shape, leaf.dtype).size * leaf.dtype.itemsize
 
 
+def _size(count: float) -> str:
+    large = count >= GIB / 10
+    return f"{count / GIB:10.2f} GiB" if large else f"{count / 2**20:10.2f} MiB"
+
+
 def table(found: Mapping[str, Any]) -> str:
     """A report for people, of one device where nothing else is said."""
     lines = [f"predicted for {found['devices']} devices of {found['topology']}"]
@@ -118,12 +123,13 @@ def table(found: Mapping[str, Any]) -> str:
             continue
         if name.endswith("_bytes") and isinstance(value, Mapping):
             for kind, size in value.items():
-                line(f"{kind} (sent)", f"{size / GIB:10.2f} GiB")
+                line(f"{kind} (sent)", _size(size))
         elif name.endswith("_bytes"):
-            label = name.removesuffix("_bytes")
-            line(label, f"{value / GIB:10.2f} GiB")
+            line(name.removesuffix("_bytes"), _size(value))
         elif name.endswith("flops"):
-            line(name, f"{value / 1e12:10.2f} TFLOP")
+            line(name, f"{value / 1e12:10.4g} TFLOP")
+        elif name == "mesh":
+            line(name, " ".join(f"{axis}={size}" for axis, size in value.items()))
         elif isinstance(value, Mapping):
             for kind, seconds in value.items():
                 line(f"{kind}, at least", f"{1e3 * seconds:10.2f} ms")

@@ -105,7 +105,7 @@ def find(name: str) -> Topology:
     gpus = re.fullmatch(r"(\w+):(\d+)x(\d+)x(\d+)", name)
     if gpus and gpus[1].upper() in _GPU:
         return _gpus(name, gpus[1].upper(), *(int(n) for n in gpus.groups()[1:]))
-    tpus = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)+)", name)
+    tpus = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):(\d+(?:x\d+)+)", name)
     if tpus and tpus[2] in _TPU:
         return _tpus(name, int(tpus[1] or 1), tpus[2], tpus[3])
     raise ValueError(
