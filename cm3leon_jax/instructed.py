@@ -305,9 +305,10 @@ def _label(
     script = np.full(masks.grid**2, CLASS, np.int32)
     wanted = _drawings(writer, task, fields, wording, [script] * len(fields))
     default = writer.system.sampling.segment
-    labels = writer.label(wanted, default, "segmentation", **options)
-    side = writer.codec.image.image_size
-    return [masks.decode(x.reshape(masks.grid, masks.grid), side) for x in labels]
+    classes = len(masks.classes)
+    chances = writer.label(wanted, classes, default, "segmentation", **options)
+    side, grid = writer.codec.image.image_size, (masks.grid, masks.grid)
+    return [masks.decode(p_TC.reshape(*grid, -1), side) for p_TC in chances]
 
 
 def _drawings(

@@ -234,6 +234,7 @@ class Writer:
     def label(
         self,
         wanted: Sequence[Drawing],
+        classes: int,
         default: Sampler,
         task: str,
         *,
@@ -242,18 +243,23 @@ class Writer:
         seed: int = 0,
         numbers: Sequence[int] | None = None,
     ) -> list[np.ndarray]:
-        """The classes that are drawn for each, in raster order."""
+        """How likely each of the first `classes` is in each cell, given those that were
+        drawn before: float32 [cells in raster order, classes] for each."""
         samplers = self.samplers(sampler, default, 1, task)
         bare = [forms.keep(drawing.prompt, 1) for drawing in wanted]
         prompts = self.context.before(bare, self._rows(retrieve, wanted))
-        classes = range(len(self.codec.masks.classes)) if self.codec.masks else None
         written = self.engine.write(
             *(prompts, samplers, seed, self.codec.image_tokens),
-            classes=classes,
+            classes=range(classes),
             numbers=numbers,
         )
+        before = [prompt.streams[0] for prompt in prompts]
         inside = self.layout.classes
-        return [self.layout.labels(t[forms.inside(t, inside)]) for t in written]
+        rows = [
+            np.concatenate([ids, tokens[forms.inside(tokens, inside)]])
+            for ids, tokens in zip(before, written, strict=True)
+        ]
+        return list(self.engine.chances(rows, [*map(len, before)], inside[:classes]))
 
     def tokens(
         self,

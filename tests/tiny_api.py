@@ -74,5 +74,11 @@ def spy(monkeypatch, text="hi"):
                 tokens = np.where(script == prompts.IMAGE, LAYOUT.image_ids(0), script)
                 yield np.where(script == prompts.CLASS, LAYOUT.class_ids(1), tokens)
 
+    def chances(self, rows, starts, among):
+        places = np.arange(len(among))
+        for row, start in zip(rows, starts, strict=True):
+            yield (row[start:, None] - among.start == places).astype(np.float32)
+
     monkeypatch.setattr(Engine, "write", write)
+    monkeypatch.setattr(Engine, "chances", chances)
     return calls

@@ -264,6 +264,31 @@ class Engine:
 
         return [-float(nll) for nll in self._in_batches(run, len(rows))]
 
+    def chances(
+        self, rows: Sequence[np.ndarray], starts: Sequence[int], among: range
+    ) -> Iterator[np.ndarray]:
+        """How likely each id of `among` was in the place of those from a number on of
+        each row of ids, if it had to be one of them: float32 [n, len(among)].
+
+        All rows have equally many ids from their start on.
+        """
+        length = min(bucket(max(map(len, rows)) - 1), self.decoder.config.length)
+        (count,) = {len(row) - n for row, n in zip(rows, starts, strict=True)}
+        tokens_BL = np.full((len(rows), length), self.layout.pad, np.int32)
+        for row_L, ids in zip(tokens_BL, rows, strict=True):
+            row_L[: len(ids) - 1] = ids[:-1]
+        places_BT = np.asarray(starts)[:, None] - 1 + np.arange(count)
+
+        def run(rows_B: np.ndarray) -> jax.Array:
+            return _chances(
+                *(self.decoder, tokens_BL[rows_B], places_BT[rows_B]),
+                among=among,
+                shard=self._shard,
+                attention=self._attention,
+            )
+
+        return self._in_batches(run, len(rows))
+
     def _in_batches(
         self, run: Callable[[np.ndarray], jax.Array], count: int
     ) -> Iterator[np.ndarray]:
@@ -305,3 +330,23 @@ def _row_nll(
         decoder.head_weight(), hidden_BLD, tokens_BL[:, 1:], blocks, shard
     )
     return jnp.sum(nll_BL * counted_BL[:, 1:], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("among", "shard", "attention"))
+def _chances(
+    decoder: Decoder,
+    tokens_BL: jax.Array,
+    places_BT: jax.Array,
+    *,
+    among: range,
+    shard: Shard,
+    attention: Attention,
+) -> jax.Array:
+    """Float32 [B, T, len(among)]: what comes after each of the places."""
+    hidden_BLD = decoder.hidden(tokens_BL, shard=shard, attention=attention)
+    hidden_BTD = jnp.take_along_axis(hidden_BLD, places_BT[..., None], axis=1)
+    w_DC = decoder.head_weight()[:, among.start : among.stop]
+    logits_BTC = jnp.einsum(
+        "BTD,DC->BTC", hidden_BTD, w_DC, preferred_element_type=jnp.float32
+    )
+    return jax.nn.softmax(logits_BTC, axis=-1)
