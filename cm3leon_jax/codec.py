@@ -14,7 +14,8 @@ from cm3leon_jax import workdir as workdirs
 from cm3leon_jax.data import controls, pictures, tokenization
 from cm3leon_jax.data.documents import Document, Image, Mask, Segment, Text
 from cm3leon_jax.inputs import Picture, Region, listed, mask_of, pillow, touched
-from cm3leon_jax.tokenizers import regions
+from cm3leon_jax.tokenizers import bytelevel, regions
+from cm3leon_jax.tokenizers.bytelevel import JsonTokenizer
 from cm3leon_jax.tokenizers.image import ImageTokenizer
 from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
 from cm3leon_jax.tokenizers.text import TextTokenizer
@@ -25,10 +26,13 @@ Piece = Segment | tuple[str, ...]  # the texts around the holes of a text
 HOLE = "<mask>"  # in the text of a document: what is to be written
 
 
-def load_text_tokenizer(workdir: Path) -> TextTokenizer:
+def load_text_tokenizer(workdir: Path) -> TextTokenizer | JsonTokenizer:
     """The text tokenizer of a work directory, once its stage has finished."""
-    workdirs.results(workdir / "text_tokenizer")
-    return TextTokenizer.load(workdir / "text_tokenizer" / "model")
+    folder = workdir / "text_tokenizer"
+    workdirs.results(folder)
+    if (folder / bytelevel.FILE).is_file():
+        return JsonTokenizer(folder / bytelevel.FILE)
+    return TextTokenizer.load(folder / "model")
 
 
 def load_image_tokenizer(workdir: Path) -> ImageTokenizer:
@@ -47,7 +51,7 @@ class Codec:
     def __init__(
         self,
         layout: Layout,
-        text: TextTokenizer,
+        text: TextTokenizer | JsonTokenizer,
         image: ImageTokenizer,
         masks: SegmentationTokenizer | None = None,
     ):
@@ -157,10 +161,11 @@ class Codec:
     ) -> list[Document]:
         """Documents with the tokens written after them; only those are decoded, the
         pictures of all documents together."""
+        edges = (self.layout.brk, self.layout.eoss)  # which may end a picture
         new = [
             [
                 self._segment(run)
-                for run in np.split(tokens, np.flatnonzero(tokens == self.layout.brk))
+                for run in np.split(tokens, np.flatnonzero(np.isin(tokens, edges)))
             ]
             for tokens in written
         ]

@@ -180,7 +180,7 @@ def decode_step(
 
     def begin(model: Any) -> Any:
         K = config.width // config.heads
-        zeros = jnp.zeros((rows, config.heads, prefix, K), jnp.bfloat16)
+        zeros = jnp.zeros((rows, config.key_heads, prefix, K), jnp.bfloat16)
         vectors = (caches._store(zeros, cache),) * config.layers
         read = caches.Prefix(k=vectors, v=vectors, length_U=jnp.zeros(rows, int))
         past = (read,) * _STREAMS
@@ -318,7 +318,7 @@ def candidates(system: System, stage: str, topology: Topology) -> Iterator[Syste
     state = 12 * decoder.parameter_count(config) / devices
     for tensor, remat in itertools.product((1, 2, 4, 8), ("none", "dots", "full")):
         placed = devices // tensor
-        if devices % tensor or config.heads % tensor or placed % slices:
+        if devices % tensor or config.key_heads % tensor or placed % slices:
             continue
         if settings.batch_size % placed:
             continue

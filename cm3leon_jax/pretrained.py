@@ -12,6 +12,7 @@ from typing import Unpack
 import numpy as np
 from PIL import Image as Pillow
 
+from cm3leon_jax import conversation
 from cm3leon_jax.codec import HOLE, holed, unended
 from cm3leon_jax.context import Retrieve
 from cm3leon_jax.data.documents import Document
@@ -37,17 +38,21 @@ _HOLE_TEXT = 32  # pieces that the hole of a document usually needs
 def text_to_image(
     writer: Writer, prompts: Iterable[str], **options: Unpack[Options]
 ) -> list[Pillow.Image]:
-    codec = writer.codec
-    wanted = [
-        Drawing(
-            prompt=forms.text_to_image(
-                writer.layout, codec.pieces(text, i), codec.image_tokens, guided=True
-            ),
-            text=text,
-            describes=True,
-        )
-        for i, text in enumerate(listed(prompts, str, "prompts"))
-    ]
+    codec, texts = writer.codec, listed(prompts, str, "prompts")
+    if conversation.speaks(writer):
+        wanted = conversation.drawings(writer, texts)
+    else:
+        wanted = [
+            Drawing(
+                prompt=forms.text_to_image(
+                    *(writer.layout, codec.pieces(text, i), codec.image_tokens),
+                    guided=True,
+                ),
+                text=text,
+                describes=True,
+            )
+            for i, text in enumerate(texts)
+        ]
     default = writer.system.sampling.text_to_image
     return writer.draw(wanted, default, "text to image", **options)
 
@@ -56,6 +61,8 @@ def caption(
     writer: Writer, images: Iterable[Picture], **options: Unpack[TextOptions]
 ) -> list[str]:
     arrays = writer.codec.arrays(images)
+    if conversation.speaks(writer):
+        return _told(writer, arrays, **options)
     brk = np.array([writer.layout.brk], np.int32)
     wanted = [
         Telling(parts=[None, brk, writer.layout.image_ids(codes).ravel()], image=array)
@@ -69,6 +76,28 @@ def caption(
     ]
 
 
+def _told(
+    writer: Writer,
+    arrays: np.ndarray,
+    *,
+    sampler: Samplers = None,
+    seed: int = 0,
+    max_text: int | None = None,
+    candidates: int | None = None,
+    retrieve: Retrieve = 0,
+) -> list[str]:
+    """Captions by a system that holds conversations."""
+    if retrieve != 0 or candidates not in (None, 1):
+        conversation.refuse(writer, "retrieve or candidates of captions")
+    default, longest = writer.system.sampling.caption, max_text or _CAPTION
+    samplers = writer.samplers(sampler, default, 1, "a caption")
+    texts = conversation.captions(writer, arrays, samplers, longest, seed)
+    return [
+        writer.codec.decode_text(pieces) + CUT * (len(pieces) >= longest)
+        for pieces in texts
+    ]
+
+
 def infill_pictures(
     writer: Writer,
     images: Sequence[Picture],
@@ -76,6 +105,7 @@ def infill_pictures(
     prompts: Iterable[str] | None,
     **options: Unpack[Options],
 ) -> list[Pillow.Image]:
+    conversation.refuse(writer, "to fill in")
     codec, count = writer.codec, len(images)
     masks = as_many([] if masks is None else masks, count, "masks", "pictures")
     texts: list[str | None] = [None] * count
@@ -109,6 +139,7 @@ def infill_pictures(
 def infill_documents(
     writer: Writer, documents: Sequence[Document], **options: Unpack[TextOptions]
 ) -> list[Document]:
+    conversation.refuse(writer, "to fill in")
     parts = writer.codec.parts([holed(document) for document in documents])
     for i, runs in enumerate(parts):
         if not any(run is None for run in runs):
@@ -158,6 +189,8 @@ def generate(
             "both 0"
         )
     documents = listed(documents, Document, "documents")
+    if conversation.speaks(writer):
+        return conversation.generate(writer, documents, images, max_text, sampler, seed)
     rows = writer.context.rows_like(retrieve, documents)
     room = images * (writer.codec.image_tokens + 1)
     wanted = []
@@ -183,10 +216,11 @@ def log_likelihood(
 ) -> list[float]:
     documents = listed(documents, Document, "documents")
     eos, nothing = [writer.layout.eos], (np.zeros(0, np.int32),)
-    alone = [
-        Prompt((np.concatenate([eos, ids, eos]).astype(np.int32),), nothing)
-        for ids in writer.codec.ids(documents)
-    ]
+    if conversation.speaks(writer):
+        read = conversation.likelihood_rows(writer, documents)
+    else:
+        read = [np.concatenate([eos, i, eos]) for i in writer.codec.ids(documents)]
+    alone = [Prompt((ids.astype(np.int32),), nothing) for ids in read]
     rows = writer.context.rows_like(retrieve, documents)
     whole = writer.context.before(alone, rows)
     starts = [

@@ -193,13 +193,16 @@ FOLDERS = {
 }
 
 
+_CONVERTED = ("text_tokenizer", "image_tokenizer", "pretrain")
 _OF_RETRIEVAL = ("train_dual_encoder", "build_bank")
 
 
 def stages_of(system: System) -> list[str]:
     """The names of a system's stages in order: without `retrieval` it has no bank,
-    without `sft` no tasks."""
-    return [name for name in STAGES if FOLDERS[name] in system.stage_inputs]
+    without `sft` no tasks, with an `origin` tokenizers and a decoder that are there."""
+    there = _CONVERTED if system.origin else ()
+    wanted = set(system.stage_inputs) - set(there)
+    return [name for name in STAGES if FOLDERS[name] in wanted]
 
 
 def run(

@@ -151,6 +151,10 @@ class System:
     `decoder` holds the settings of `DecoderConfig` but for the vocabulary, which
     follows from `vocabulary` and the image tokenizer's codebook. Without `retrieval`
     there is no memory bank, without `sft` no tuning on tasks.
+
+    `origin` "chameleon": decoder and tokenizers were converted from that family
+    (`interop/chameleon.py`), whose vocabulary it has, and are not trained here before
+    `sft`. `pretrain` tells then how they were trained.
     """
 
     name: str
@@ -166,8 +170,13 @@ class System:
     sft: SFTConfig | None = None
     mesh: MeshConfig = field(default_factory=MeshConfig)
     rules: Rules = field(default_factory=Rules)
+    origin: Literal["chameleon"] | None = None
 
     def __post_init__(self):
+        if self.origin not in (None, "chameleon"):
+            raise ValueError(
+                f"origin={self.origin!r}: choose chameleon, or leave it out"
+            )
         seeds = {f"{run.SECTION}.seed": self.seed_of(run) for run in self.runs}
         for name, value in ({"seed": self.seed} | seeds).items():
             if not 0 <= value < 2**31:
@@ -255,6 +264,9 @@ class System:
     def layout(self) -> vocab.Layout:
         """The one id space."""
         sizes = dataclasses.asdict(self.vocabulary)
+        if self.origin is not None:
+            sizes["total"] = sizes["total"] or 0
+            return vocab.chameleon(image=self.image_tokenizer.model.codebook, **sizes)
         return vocab.build(image=self.image_tokenizer.model.codebook, **sizes)
 
     @cached_property
@@ -292,11 +304,9 @@ class System:
         the settings of its mathematics and the one id space, as plain JSON."""
         decoder = dataclasses.asdict(self.decoder_config)
         del decoder["remat"]  # how, not what, is computed
-        layout = {
-            key: [value.start, value.stop] if isinstance(value, range) else value
-            for key, value in vars(self.layout).items()
-        }
-        return {"decoder": decoder, "layout": layout}
+        if not decoder["kv_heads"]:  # checkpoints are older than this setting
+            del decoder["kv_heads"]
+        return {"decoder": decoder, "layout": self.layout.plain()}
 
     @cached_property
     def stage_inputs(self) -> dict[str, dict[str, Any]]:
@@ -331,14 +341,18 @@ class System:
                 kind |= {"autoregressive": False}
                 taught = {"tasks": {"names": names, "train": counts["train"], **kind}}
         text = {"text": self.vocabulary.text} | taught
-        made["text_tokenizer"] = text | seed | after("documents")
+        came: dict[str, Any] = {"origin": self.origin} if self.origin else {}
+        made["text_tokenizer"] = came or text | seed | after("documents")
         pictures: dict[str, Any] = {
-            "model": dataclasses.asdict(tokenizer.model),
+            "model": tokenizer.model.essential,
             "training": configs.essential(tokenizer.training),
         }
         if tokenizer.features != "none":
             pictures["features"] = tokenizer.features
-        made["image_tokenizer"] = pictures | taught | seed | after("documents")
+        if came:
+            made["image_tokenizer"] = came | {"model": pictures["model"]}
+        else:
+            made["image_tokenizer"] = pictures | taught | seed | after("documents")
         made["tokens"] = {
             "vocabulary": dataclasses.asdict(self.vocabulary),
             "regions_per_image": tokenizer.regions_per_image,
@@ -359,12 +373,13 @@ class System:
             bank = {key: settings.pop(key) for key in self.retrieval.BANK}
             made["bank"] = bank | seed | after("documents", "dual_encoder")
             context |= {"retrieval": settings} | after("bank")
-        made["pretrain"] = {
-            **self.checkpoint_settings,
-            "pretrain": pretrain,
-            "seed": self.pretrain_seed,
-            **context,
-        }
+        made["pretrain"] = {**self.checkpoint_settings, **came}
+        if not came:
+            made["pretrain"] |= {
+                "pretrain": pretrain,
+                "seed": self.pretrain_seed,
+                **context,
+            }
         if self.sft is not None:
             made["task_tokens"] = {
                 **made["tokens"],

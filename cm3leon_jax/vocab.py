@@ -28,7 +28,8 @@ class Layout:
 
     `size` is the number of rows of the embedding table. `sentinels`, `text`, `image`
     and `classes` are ranges of ids. Raises ValueError where two of them overlap or
-    reach outside `[0, size)`.
+    reach outside `[0, size)`. Chameleon's vocabulary also has what its documents begin
+    with (`bos`) and what ends a turn of a conversation (`turn`); ours has neither.
     """
 
     size: int
@@ -40,11 +41,14 @@ class Layout:
     text: range
     image: range
     classes: range
+    bos: int | None = None
+    turn: int | None = None
 
     def __post_init__(self):
         parts = {
             name: range(getattr(self, name), getattr(self, name) + 1)
-            for name in ("pad", "eos", "brk", "eoss")
+            for name in ("pad", "eos", "brk", "eoss", "bos", "turn")
+            if getattr(self, name) is not None
         }
         for name in ("sentinels", "text", "image", "classes"):
             parts[name] = getattr(self, name)
@@ -54,6 +58,14 @@ class Layout:
         for (one, a), (two, b) in itertools.combinations(parts.items(), 2):
             if a and b and a.start < b.stop and b.start < a.stop:
                 raise ValueError(f"layout.{one}={a} and layout.{two}={b} overlap")
+
+    def plain(self) -> dict[str, Any]:
+        """The fields that are there, as JSON has them: a range is [start, stop]."""
+        return {
+            key: [value.start, value.stop] if isinstance(value, range) else value
+            for key, value in vars(self).items()
+            if value is not None
+        }
 
     def text_ids(self, pieces: Any) -> np.ndarray:
         """Text pieces `[0, len(text))` -> ids, int32, same shape."""
@@ -144,4 +156,43 @@ def build(
         text=range(edges[1], edges[2]),
         image=range(edges[2], edges[3]),
         classes=range(edges[3], total),
+    )
+
+
+def chameleon(
+    *, text: int, image: int, sentinels: int, total: int, classes: int = 0
+) -> Layout:
+    """The layout of Chameleon and its descendants (paper section 1.4).
+
+    ```
+    <s> <pad> </s> <unk> | images   | <eoss> <racm3:break> | sentinels   <reserved08706>
+     0    1     2    3     4 … 8195   8196      8197         8198 … 8709      8710
+    ```
+
+    Begin-image is the old `<break>`, end-image the old `<eoss>`. The 512 sentinels were
+    renamed to reserved words after training: here they are sentinels again. The word
+    after them ends a turn, the next one is a placeholder, the others up to the `text`
+    pieces, which are the last ids, are reserved classes. Raises ValueError where
+    `total` is too small.
+    """
+    eoss = 4 + image
+    turn = eoss + 2 + sentinels
+    first = total - text
+    if min(text, image, sentinels, classes) < 0 or first - turn - 2 < classes:
+        raise ValueError(
+            f"vocabulary.total={total} does not hold text={text}, image={image}, "
+            f"sentinels={sentinels}, classes={classes} and 8 special ids"
+        )
+    return Layout(
+        size=total,
+        pad=1,
+        eos=2,
+        brk=eoss + 1,
+        eoss=eoss,
+        sentinels=range(eoss + 2, turn),
+        text=range(first, total),
+        image=range(4, eoss),
+        classes=range(turn + 2, first),
+        bos=0,
+        turn=turn,
     )

@@ -163,7 +163,7 @@ class Writer:
             judge.check(wanted)
         rows = self._rows(retrieve, wanted)
         whole = self.context.before([drawing.prompt for drawing in wanted], rows)
-        streams = max(map(self._streams, samplers))
+        streams = max(map(self.streams, samplers))
         prompts = [forms.keep(prompt, streams) for prompt in whole]
         written = list(self.tokens(prompts, samplers, seed, candidates, numbers))
         codes = np.stack(
@@ -206,7 +206,7 @@ class Writer:
         if max_text is None:
             max_text = self._room(wanted, rows, usual)
         bare = [self.text_form(telling, max_text) for telling in wanted]
-        streams = max(map(self._streams, samplers))
+        streams = max(map(self.streams, samplers))
         if streams > 1:
             grey = self.codec.grey
             bare = [forms.blinded(prompt, grey, self.layout) for prompt in bare]
@@ -291,7 +291,7 @@ class Writer:
             raise ValueError("sampler=(): give at least one")
         made = []
         for sampler in every:
-            if streams == 1 < self._streams(sampler):
+            if streams == 1 < self.streams(sampler):
                 if given is not None and sampler != default:
                     raise ValueError(
                         f"sampler.guidance={sampler.guidance}, contrastive="
@@ -303,7 +303,7 @@ class Writer:
             made.append(sampler)
         return made
 
-    def _streams(self, sampler: Sampler) -> int:
+    def streams(self, sampler: Sampler) -> int:
         """How many a prompt needs; an amateur that is another model has its own."""
         other = self.engine.amateur is not None and sampler.contrastive is not None
         return 1 if other else sampler.streams

@@ -161,10 +161,12 @@ def _local_workdir() -> Iterator[None]:
     """Has --workdir be a folder: its copy on this machine, where it is in a bucket."""
     from cm3leon_jax import storage
 
-    if WORKDIR.value is None or not storage.is_url(WORKDIR.value):
+    # convert.py has no work directory, but folders of its own.
+    given = WORKDIR.value if "workdir" in flags.FLAGS else None
+    if given is None or not storage.is_url(given):
         yield
         return
-    with storage.Mirror(WORKDIR.value).kept() as folder:
+    with storage.Mirror(given).kept() as folder:
         flags.FLAGS.workdir = str(folder)
         yield
 

@@ -15,11 +15,12 @@ B, L, H, K = 4, 256, 2, 64
 splash = functools.partial(kernels.splash_attention, interpret=True)
 
 
-def results(attention, segments):
+def results(attention, segments, heads=H):
     """The output, and the gradient of a sum of it in which every entry counts."""
     rng = np.random.default_rng(0)
-    q, k, v, weight = (
-        jnp.asarray(rng.normal(size=(B, L, H, K)), jnp.float32) for _ in range(4)
+    q, weight, k, v = (
+        jnp.asarray(rng.normal(size=(B, L, n, K)), jnp.float32)
+        for n in (heads, heads, H, H)
     )
 
     @jax.jit
@@ -33,14 +34,15 @@ def results(attention, segments):
     return jax.device_get(run(q, k, v))
 
 
-@pytest.mark.parametrize("segmented", [False, True])
-def test_splash_attention_is_the_plain_one_on_every_device(segmented):
+@pytest.mark.parametrize(("segmented", "heads"), [(False, H), (True, H), (True, 2 * H)])
+def test_splash_attention_is_the_plain_one_on_every_device(segmented, heads):
+    """With twice the heads of queries, two share keys."""
     cut = np.random.default_rng(1).integers(1, L, (B, 1))
     segments = jnp.asarray(np.where(np.arange(L) < cut, 1, 2), jnp.int32)
     segments = segments if segmented else None
-    oracle = results(xla_attention, segments)
+    oracle = results(xla_attention, segments, heads)
     mesh = tiny.mesh_of(2, 2, 2)  # a row and a head on each
-    found = results(kernels.on_mesh(splash, mesh, tiny.RULES), segments)
+    found = results(kernels.on_mesh(splash, mesh, tiny.RULES), segments, heads)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(oracle), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 

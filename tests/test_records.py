@@ -118,6 +118,13 @@ def test_without_regions_the_index_has_none(tmp_path):
     assert cache.index["runs"].shape == (23, 0) and cache[3].regions == ()
 
 
+def test_an_empty_shard_has_the_fields_of_tasks(tmp_path):
+    """A split of fewer documents than shards has such."""
+    records.write([], tmp_path, "test", 0, 1, LAYOUT, tasks=True)
+    (path,) = tmp_path.glob("*.npy")
+    assert np.load(path).dtype == records.index_dtype(0, tasks=True)
+
+
 def test_a_pickled_cache_reopens_its_files(tmp_path):
     cache = build_cache(tmp_path, make_documents(200))
     data = pickle.dumps(cache)

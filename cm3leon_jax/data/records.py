@@ -107,7 +107,8 @@ def write(
 ) -> int:
     """Write one shard of a split and its part of the index; how many records."""
     path = shard_path(directory, split, shard, shards)
-    parts, rows, stream = [], [], iter(records)
+    # An empty part knows the dtype too: a shard may have no records.
+    parts, rows, stream = [index_of([], layout, tasks)], [slice(0)], iter(records)
     with ShardWriter(path) as writer:
         while chunk := list(itertools.islice(stream, _RECORDS_AT_ONCE)):
             rows.append(slice(writer.count, writer.count + len(chunk)))
@@ -143,7 +144,7 @@ def build(
     layout, tasks = encoders.layout, list(encoders.tasks)
     meta = {
         "schema": SCHEMA,
-        "layout": _layout_to_json(layout),
+        "layout": layout.plain(),
         "grid": list(encoders.image.grid),
         "regions_per_image": regions_per_image,
         "seed": seed,
@@ -231,7 +232,7 @@ class TokenRecords:
                 )
         expected: dict[str, Any] = {"schema": SCHEMA}
         if layout is not None:
-            expected["layout"] = _layout_to_json(layout)
+            expected["layout"] = layout.plain()
         if grid is not None:
             expected["grid"] = list(grid)
         meta = _check_meta(meta_path, expected)
@@ -288,13 +289,6 @@ def _check_meta(path: Path, expected: dict[str, Any]) -> dict[str, Any]:
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a token cache's ({error!r})") from error
     return meta
-
-
-def _layout_to_json(layout: Layout) -> dict[str, Any]:
-    return {
-        key: [value.start, value.stop] if isinstance(value, range) else value
-        for key, value in vars(layout).items()
-    }
 
 
 def _layout_from_json(fields: dict[str, Any]) -> Layout:

@@ -7,7 +7,6 @@ FOLDER/tokenizer.json       text -> ids
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import numpy as np
 from flax import nnx
 
 from cm3leon_jax.config import read_json
+from cm3leon_jax.interop.packages import library
 
 SETTINGS, ARRAYS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-_EXTRA = "bash launch/setup.sh foreign, or pip install 'cm3leon-jax[foreign]'"
 
 
 def settings(folder: str | Path, file: str = SETTINGS) -> dict[str, Any]:
@@ -31,11 +30,11 @@ def arrays(folder: str | Path) -> dict[str, np.ndarray]:
     """All arrays of the folder by name, as float32 where they are numbers of fewer
     bits. ValueError for a file that is damaged or cut short."""
     path = _file(folder, ARRAYS)
-    library = _library("safetensors")
+    safetensors = library("safetensors")
     try:
-        with library.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework="numpy") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}
-    except (library.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): download it again") from error
     return {
         name: x.astype(np.float32) if x.dtype.kind not in "iub" else x
@@ -48,9 +47,8 @@ def tokenizer(
 ) -> Callable[[list[str]], list[list[int]]]:
     """Texts -> ids, the special ones among them, at most `length` of them."""
     path = _file(folder, TOKENIZER)
-    library = _library("tokenizers")
     try:
-        made = library.Tokenizer.from_file(str(path))
+        made = library("tokenizers").Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
         raise ValueError(f"{path} is no tokenizer: {error}") from error
     made.no_padding()
@@ -103,10 +101,3 @@ def _file(folder: str | Path, name: str) -> Path:
             f"{TOKENIZER}"
         )
     return path
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise FileNotFoundError(f"{name} is not installed: {_EXTRA}") from error

@@ -2,7 +2,7 @@
 
 `pytorch-fid` distributes them as pt_inception-2015-12-05-6726825d.pth, and
 `torch-fidelity` as weights-inception-2015-12-05-6726825d.pth: the same bytes, under
-torchvision's names. PyTorch reads the file (extra `fid`), restricted to tensors: no
+torchvision's names. PyTorch reads the file (extra `torch`), restricted to tensors: no
 pickle of a stranger runs.
 """
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cm3leon_jax.interop.packages import torch_file
 from cm3leon_jax.models import inception
 from cm3leon_jax.models.inception import Conv, Inception
 
@@ -43,20 +44,7 @@ def load(path: str | Path) -> tuple[Inception, bool]:
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a PyTorch file of tensors alone."""
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise FileNotFoundError(
-            f"reading {path} needs PyTorch (a CPU build is enough): bash "
-            "launch/setup.sh fid, or pip install 'cm3leon-jax[fid]'"
-        ) from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in state.items()}
-    except Exception as error:
-        raise ValueError(
-            f"{path} is no PyTorch file of tensors alone: {str(error).splitlines()[0]}"
-        ) from error
+    return {name: tensor.numpy() for name, tensor in torch_file(path).items()}
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> Inception:

@@ -121,7 +121,8 @@ def begin(
     """
     config, streams = decoder.config, len(prefixes)
     lengths = [jnp.repeat(p.length_U, rows // len(p.length_U)) for p in prefixes]
-    shape = (rows, streams, config.heads, slots, config.width // config.heads)
+    head = config.width // config.heads
+    shape = (rows, streams, config.key_heads, slots, head)
 
     def empty() -> Stored:
         if cache == "int8":
@@ -214,17 +215,20 @@ def _attend(
 ) -> jax.Array:
     """One query a row and stream against its prefix (`past`: k, v and length of each
     stream) and what was written since: one softmax over both, in float32."""
-    (B, _, H, K), dtype = q_BGHK.shape, q_BGHK.dtype
+    (B, G, H, K), dtype = q_BGHK.shape, q_BGHK.dtype
     q_BGHK = q_BGHK * K**-0.5
-    own_BGHT = _scores(q_BGHK[..., None, :], k_BGHTK)[..., 0, :]
+    # Heads of queries that share keys are rows of one matrix.
+    shared = (B, G, k_BGHTK.values.shape[2], -1)
+    own_BGHT = _scores(q_BGHK.reshape(*shared, K), k_BGHTK).reshape(B, G, H, -1)
     own_BGHT = jnp.where(seen_BGT[:, :, None], own_BGHT, -jnp.inf)
     before = []
     for g, (k_UHLK, _, length_U) in enumerate(past):
-        U, _, L, _ = k_UHLK.values.shape
-        # The M rows that share a prefix are the rows of one matrix.
+        U, keys, L, _ = k_UHLK.values.shape
+        # So are the M rows that share a prefix.
         q_UHMK = q_BGHK[:, g].reshape(U, B // U, H, K).swapaxes(1, 2)
         padding_UL = jnp.arange(L) >= length_U[:, None]
-        scores_UHML = _scores(q_UHMK, k_UHLK)
+        scores_UHML = _scores(q_UHMK.reshape(U, keys, -1, K), k_UHLK)
+        scores_UHML = scores_UHML.reshape(U, H, -1, L)
         before.append(jnp.where(padding_UL[:, None, None], -jnp.inf, scores_UHML))
 
     def rows(each: Sequence[jax.Array]) -> jax.Array:
@@ -235,14 +239,17 @@ def _attend(
 
     top_BGH = jnp.maximum(own_BGHT.max(-1), rows([s.max(-1) for s in before]))
     own_BGHT = jnp.exp(own_BGHT - top_BGH[..., None])
-    out_BGHK = _mixed(own_BGHT[..., None, :], v_BGHTK, dtype)[..., 0, :]
+    T = own_BGHT.shape[-1]
+    out_BGHK = _mixed(own_BGHT.reshape(*shared, T), v_BGHTK, dtype)
+    out_BGHK = out_BGHK.reshape(B, G, H, K)
     sums, outs = [], []
     for g, (_, v_UHLK, _) in enumerate(past):
-        U, _, M, _ = before[g].shape
+        (U, _, M, L), keys = before[g].shape, v_UHLK.values.shape[1]
         top_UHM = top_BGH[:, g].reshape(U, M, H).swapaxes(1, 2)
         weights_UHML = jnp.exp(before[g] - top_UHM[..., None])
         sums.append(weights_UHML.sum(-1))
-        outs.append(_mixed(weights_UHML, v_UHLK, dtype))
+        weights_UHML = weights_UHML.reshape(U, keys, -1, L)
+        outs.append(_mixed(weights_UHML, v_UHLK, dtype).reshape(U, H, M, K))
     total_BGH = own_BGHT.sum(-1) + rows(sums)
     return ((out_BGHK + rows(outs)) / total_BGH[..., None]).astype(dtype)
 

@@ -4,7 +4,7 @@ As published: OPT-like, pre-norm, LayerNorm without parameters, no biases, no dr
 ReLU, learned absolute positions. "Output layers" start at zero in both senses: the
 residual branches' output matrices and an untied head, so the first loss is exactly
 ln V at every width. Chameleon's choices (paper section 2.7) are settings of the same
-module: RMSNorm, SwiGLU, rotary positions, QK-norm, re-ordered norms.
+module: RMSNorm, SwiGLU, rotary positions, QK-norm, re-ordered norms, shared keys.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class DecoderConfig:
     scale. `post_norm` normalises each branch's output instead of its input. `qk_norm`
     is a LayerNorm with scale and bias per head. `remat` trades memory for recomputation
     in the backward pass: "dots" keeps the weight products, "full" only the blocks'
-    inputs.
+    inputs. With `kv_heads` so many heads of keys and values are shared by equally many
+    heads of queries each; 0 is one for each.
     """
 
     vocab: int
@@ -71,6 +72,7 @@ class DecoderConfig:
     post_norm: bool = False
     tie_embeddings: bool = False
     remat: Remat = "none"
+    kv_heads: int = 0
 
     def __post_init__(self):
         for name in ("vocab", "layers", "width", "heads", "mlp", "length"):
@@ -93,6 +95,11 @@ class DecoderConfig:
                 f"decoder.heads={self.heads} does not divide decoder.width="
                 f"{self.width}: choose a divisor of the width"
             )
+        if self.kv_heads < 0 or self.heads % self.key_heads:
+            raise ValueError(
+                f"decoder.kv_heads={self.kv_heads} does not divide decoder.heads="
+                f"{self.heads}: choose a divisor, or 0 for as many"
+            )
         if self.positions != "learned" and (self.width // self.heads) % 2:
             raise ValueError(
                 f"decoder.positions={self.positions!r} turns pairs of channels, but "
@@ -101,6 +108,11 @@ class DecoderConfig:
         for name in ("norm_eps", "init_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"decoder.{name}={getattr(self, name)} must be > 0")
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.kv_heads or self.heads
 
 
 class Block(nnx.Module):
@@ -114,12 +126,12 @@ class Block(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
         N, D, H, F = config.layers, config.width, config.heads, config.mlp
-        K, std = D // H, config.init_std
+        K, std, keys = D // H, config.init_std, config.key_heads
         self.lora: Any = nnx.data(None)
-        project = (N, D, H, K), ("layers", "embed", "heads", "head")
-        self.w_q = normal(rngs, *project, std)
-        self.w_k = normal(rngs, *project, std)
-        self.w_v = normal(rngs, *project, std)
+        axes = ("layers", "embed", "heads", "head")
+        self.w_q = normal(rngs, (N, D, H, K), axes, std)
+        self.w_k = normal(rngs, (N, D, keys, K), axes, std)
+        self.w_v = normal(rngs, (N, D, keys, K), axes, std)
         self.w_out = constant(0.0, (N, H, K, D), ("layers", "heads", "head", "embed"))
         self.w_up = normal(rngs, (N, D, F), ("layers", "embed", "mlp"), std)
         if config.activation == "swiglu":
@@ -129,9 +141,10 @@ class Block(nnx.Module):
             self.attention_scale = constant(1.0, (N, D), ("layers", "embed"))
             self.mlp_scale = constant(1.0, (N, D), ("layers", "embed"))
         if config.qk_norm:
-            per_head = (N, H, K), ("layers", "heads", "head")
-            self.q_scale, self.q_bias = constant(1.0, *per_head), constant(0, *per_head)
-            self.k_scale, self.k_bias = constant(1.0, *per_head), constant(0, *per_head)
+            q_of = (N, H, K), ("layers", "heads", "head")
+            k_of = (N, keys, K), ("layers", "heads", "head")
+            self.q_scale, self.q_bias = constant(1.0, *q_of), constant(0.0, *q_of)
+            self.k_scale, self.k_bias = constant(1.0, *k_of), constant(0.0, *k_of)
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ parameters only: statistics of the codebook's use live in the training state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,9 @@ class VQGANConfig:
     "attention" is block, attention, block at the code grid. `kernel` is the encoder's:
     1 makes codes strictly local and rules out all that mixes positions there.
     `latent` is the width around the codes, `code_dim` that of a code;
-    `normalize_codes` compares directions only (l2-normalised codes, paper 2.6).
+    `normalize_codes` compares directions only (l2-normalised codes, paper 2.6); else
+    latents have unit mean square, unless `free_latents` leaves them as they come (the
+    published VQGANs).
     """
 
     image_size: int = 256
@@ -63,9 +65,14 @@ class VQGANConfig:
     code_dim: int = 256
     normalize_codes: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    free_latents: bool = False
 
     def __post_init__(self) -> None:
         name = "image_tokenizer"
+        if self.normalize_codes and self.free_latents:
+            raise ValueError(
+                f"{name}.normalize_codes and {name}.free_latents contradict each other"
+            )
         for key in ("image_size", "patch", "channels", "latent", "code_dim"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{name}.{key}={getattr(self, key)} must be positive")
@@ -106,6 +113,11 @@ class VQGANConfig:
                 f"{name}.attention={self.attention}: the levels have sides "
                 f"{sorted(sides)}"
             )
+
+    @property
+    def essential(self) -> dict[str, Any]:
+        """What finished work must agree with, which is older than `free_latents`."""
+        return {k: x for k, x in vars(self).items() if k != "free_latents" or x}
 
     @property
     def levels(self) -> int:
@@ -172,7 +184,8 @@ class Encoder(nnx.Module):
     """Pictures [B, Y, X, 3] in [-1, 1] -> latents [B, Yg, Xg, E] before quantisation.
 
     Latents have unit mean square per position, or unit length with `normalize_codes`:
-    without a fixed scale the commitment term is cheapest to lower by shrinking them.
+    without a fixed scale (`free_latents`) the commitment term is cheapest to lower by
+    shrinking them.
     """
 
     def __init__(self, config: VQGANConfig, rngs: nnx.Rngs):
@@ -206,6 +219,8 @@ class Encoder(nnx.Module):
             x_BYXC = self.bottom(shard(x_BYXC, BATCH_YXC))
         x_BYXC = self.out(jax.nn.silu(self.norm(x_BYXC)))
         z_BYXE = self.to_code(x_BYXC).astype(jnp.float32)
+        if self.config.free_latents:
+            return z_BYXE
         scale = 1.0 if self.config.normalize_codes else self.config.code_dim**0.5
         return scale * unit(z_BYXE)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cm3leon_jax.sampling.prompts import CLASS, FREE, IMAGE, TEXT, Batch
+from cm3leon_jax.sampling.prompts import CLASS, FREE, IMAGE, TALK, TEXT, Batch
 from cm3leon_jax.vocab import Layout
 
 
@@ -56,6 +56,7 @@ def writable(script_GBT: np.ndarray, layout: Layout) -> range:
             (TEXT, range(layout.eoss, layout.eoss + 1)),
             (CLASS, layout.classes),
             (FREE, range(layout.size)),
+            (TALK, range(layout.size)),
         )
         if code in codes and part
     ]
@@ -106,10 +107,12 @@ def allowed(
     )
     opened_B = (previous_B == layout.brk) | (previous_B == layout.eos)
     text_B, image_B, free_B = code_B == TEXT, code_B == IMAGE, code_B == FREE
+    talk_B = code_B == TALK
     starts_B = (previous_B == layout.brk) & (run_left_B >= image_tokens)
     pieces_B = (text_B & (run_left_B > 1)) | (free_B & ~inside_B & ~image_before_B)
     codes_B = image_B | (free_B & (inside_B | starts_B))
-    closing_B = free_B & ~inside_B & ~opened_B
+    pieces_B |= talk_B
+    closing_B = (free_B & ~inside_B & ~opened_B) | talk_B
 
     def where(ids, rows_B):
         return ids[None] & rows_B[:, None]
@@ -149,6 +152,7 @@ def advance(
     ends_B = ((code_B == TEXT) & (token_B == layout.eoss)) | (
         (code_B == FREE) & (token_B == layout.eos)
     )
+    ends_B |= (code_B == TALK) & ((token_B == layout.eos) | (token_B == layout.brk))
     return Written(
         previous_B=jnp.where(token_B == layout.pad, state.previous_B, token_B),
         image_left_B=jnp.where(is_code_B & (code_B != IMAGE), left_B, 0),

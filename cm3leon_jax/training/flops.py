@@ -17,7 +17,9 @@ def train_flops_per_token(
     """
     N, D, F, V = config.layers, config.width, config.mlp, config.vocab
     matrices = 3 if config.activation == "swiglu" else 2
-    weights = N * (4 * D * D + matrices * D * F) + D * V
+    shared = config.key_heads / config.heads
+    projections = (2 + 2 * shared) * D * D
+    weights = N * (projections + matrices * D * F) + D * V
     attention = N * 2 * D * (length / 2)
     trained, rank = 0, parts.config.rank
     for name in parts.config.train:
@@ -26,13 +28,13 @@ def train_flops_per_token(
         trained += {
             ALL: weights,
             LORA: 0,
-            "attention": N * 4 * D * D,
+            "attention": N * projections,
             "embed": D * V if config.tie_embeddings else 0,
             "embed_class_rows": 0,
         }.get(name, D * rows)
     # Nothing below a head that is trained alone is differentiated.
     through = any(not name.startswith("head") for name in parts.config.train)
-    low_rank = N * rank * (4 * 2 * D + matrices * (D + F))
+    low_rank = N * rank * ((6 + 2 * shared) * D + matrices * (D + F))
     backward = 2.0 * weights + 4.0 * attention if through else 0.0
     return 2.0 * (weights + attention) + backward + 2.0 * trained + 6.0 * low_rank
 

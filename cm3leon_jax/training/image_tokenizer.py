@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -101,7 +100,7 @@ def train(
         mesh=mesh,
         rules=rules,
         settings={
-            "model": dataclasses.asdict(model_config),
+            "model": model_config.essential,
             "training": essential(config),
             "seed": seed,
         },

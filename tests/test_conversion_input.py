@@ -1,0 +1,124 @@
+"""Folders that cannot be converted: one message, and nothing is written."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_chameleon as tiny
+
+from cm3leon_jax import conversion
+
+for library in ("tokenizers", "safetensors"):
+    pytest.importorskip(library, reason="the extra `foreign` is not installed")
+from safetensors.numpy import load_file, save_file  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write(tmp_path_factory.mktemp("published") / "anole")
+
+
+INDEX = "model.safetensors.index.json"
+
+
+def changed(file, **changes):
+    def change(folder):
+        found = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(found | changes))
+
+    return change
+
+
+def rewritten(change):
+    """`change` takes the tensors of b.safetensors."""
+
+    def rewrite(folder):
+        path = folder / "b.safetensors"
+        found = load_file(path)
+        change(found)
+        save_file(found, path)
+        files = json.loads((folder / INDEX).read_text())["weight_map"]
+        files = {n: f for n, f in files.items() if f != path.name}
+        files |= dict.fromkeys(found, path.name)
+        (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+
+    return rewrite
+
+
+def replaced(name, value):
+    return rewritten(lambda found: found.update({name: value}))
+
+
+FIRST = "model.vqmodel.encoder.conv_in.weight"
+BAD = {
+    "missing shard": (
+        lambda folder: (folder / "b.safetensors").unlink(),
+        r"b\.safetensors does not exist, which holds model\.\S+ according to",
+    ),
+    "pickle": (
+        lambda folder: (folder / "a.safetensors").write_bytes(b"\x80\x04\x95pickled"),
+        r"a\.safetensors is damaged or no safetensors file",
+    ),
+    "shape": (
+        replaced("model.norm.weight", np.ones(31, np.float32)),
+        r"b\.safetensors: tensor model\.norm\.weight is \[31\], .* say \[32\]",
+    ),
+    "type": (
+        replaced("model.norm.weight", np.ones(32, np.int32)),
+        r"b\.safetensors is damaged .*model\.norm\.weight is I32, only F64",
+    ),
+    "name": (
+        replaced("model.other.weight", np.ones(32, np.float32)),
+        r"b\.safetensors has the tensor model\.other\.weight, which a Chameleon",
+    ),
+    "pictures, shape": (
+        replaced(FIRST, np.ones((32, 2, 3, 3), np.float32)),
+        rf"b\.safetensors: {FIRST} is \[32, 2, 3, 3\], .* say \[32, 3, 3, 3\]",
+    ),
+    "pictures, name": (
+        replaced("model.vqmodel.other", np.ones(3, np.float32)),
+        r"b\.safetensors: model\.vqmodel\.other is of another architecture",
+    ),
+    "pictures, absent": (
+        rewritten(lambda found: found.pop(FIRST)),
+        rf"broken: {FIRST} is missing",
+    ),
+    "index": (
+        lambda folder: (folder / INDEX).write_text("[]"),
+        r'index\.json has no "weight_map" of names and files',
+    ),
+    "family": (
+        changed("config.json", model_type="llama"),
+        "config.json describes a 'llama', not a 'chameleon'",
+    ),
+    "pictures, settings": (
+        changed("config.json", vq_config=tiny.IMAGES | {"channel_multiplier": []}),
+        r"config.json: vq_config: channel multipliers \(\) must begin with 1",
+    ),
+    "tokenizer": (
+        lambda folder: tiny.tokenizer(
+            {w: i for w, i in tiny.words().items() if i < tiny.TOTAL - 2}
+        ).save(str(folder / "tokenizer.json")),
+        "tokenizer.json has text pieces .* of another size",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_message_and_leaves_nothing(folder, tmp_path, kind):
+    """The message names the file, and the tensor."""
+    broken, (change, message) = tmp_path / "broken", BAD[kind]
+    shutil.copytree(folder, broken)
+    change(broken)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        conversion.import_chameleon(broken, tmp_path / "work", tiny.config())
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_nothing_is_written_half(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "_save_decoder", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        conversion.import_chameleon(folder, tmp_path / "work", tiny.config())
+    assert not list(tmp_path.iterdir())
