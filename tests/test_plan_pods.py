@@ -99,7 +99,6 @@ SMALL = {"layers": 2, "width": 1024, "heads": 8, "mlp": 4096, "length": 2048}
 @pytest.mark.parametrize(
     "name, changes",
     [
-        ("v5e:2x2", SMALL),
         ("v5e:2x2", SMALL | {"layers": 3, "width": 2048, "heads": 16, "mlp": 8192}),
         ("v5e:2x2", SMALL | {"length": 4096}),  # one document and one retrieved
         ("v5p:2x2x1", {"layers": 2}),
