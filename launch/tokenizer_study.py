@@ -1,13 +1,13 @@
 r"""What do more codes, and finer grids of them, buy? A system for each.
 
     python launch/tokenizer_study.py --config configs/shapes.py:quick \
-        --workdir runs/tokenizers
+        --workdir runs/tokenizers --config.data.train=8000
     python launch/tokenizer_study.py --config configs/shapes.py:quick \
         --workdir runs/tokenizers --codebooks 512 --factors 4,8
 
 For every size of the codebook and down-sampling factor: an image tokenizer, the same
-decoder trained for the same FLOPs on its codes, and one protocol; no more than 90
-minutes on 2 cores for all nine. What does not depend on the codes is made once, in
+decoder trained for the same FLOPs on its codes, and one protocol; some 25 minutes of
+processor time for all six (`--tokenizer_steps 600 --steps 2400`: 60). What does not depend on the codes is made once, in
 WORKDIR/shared. What is done is skipped, so the same command goes on after an
 interruption. Writes WORKDIR/study.json and study.html: reconstruction, how many codes
 are in use, and what is drawn (one seed).
@@ -25,12 +25,12 @@ import command
 from absl import flags
 
 CONFIG = command.define_config(command.complete_system)
-CODEBOOKS = flags.DEFINE_list("codebooks", ["128", "512", "2048"], "Numbers of codes.")
+CODEBOOKS = flags.DEFINE_list("codebooks", ["128", "1024"], "Numbers of codes.")
 FACTORS = flags.DEFINE_list(
     "factors", ["4", "8", "16"], "Pixels that a code stands for, along one side."
 )
-TOKENIZER_STEPS = flags.DEFINE_integer("tokenizer_steps", 600, "Updates of each.")
-STEPS = flags.DEFINE_integer("steps", 2400, "Updates of each decoder.")
+TOKENIZER_STEPS = flags.DEFINE_integer("tokenizer_steps", 300, "Updates of each.")
+STEPS = flags.DEFINE_integer("steps", 1000, "Updates of each decoder.")
 PROTOCOL = {
     "name": "tokenizer_study",
     "world": "shapes",
