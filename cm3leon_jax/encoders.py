@@ -60,6 +60,12 @@ def load(section: Section, workdir: str | Path) -> Embedder:
     raise ValueError(f"encoder.kind={section.kind!r}: choose from {', '.join(KINDS)}")
 
 
+def either(folder: Path) -> Embedder:
+    """A work directory's dual encoder, or a CLIP."""
+    trained = (folder / FOLDER).is_dir()
+    return load_trained(folder) if trained else load_clip(folder)
+
+
 def load_trained(workdir: Path) -> Embedder:
     """The dual encoder that was trained in a work directory."""
     workdirs.results(workdir / FOLDER)

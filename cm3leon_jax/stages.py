@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cm3leon_jax import config as configs
-from cm3leon_jax import workdir
+from cm3leon_jax import encoders, workdir
 from cm3leon_jax.data import records
 from cm3leon_jax.data.mixing import Neighbours
 from cm3leon_jax.data.pipeline import Rows
@@ -85,14 +85,16 @@ def evaluate(
     checkpoint: str,
     *,
     data: Path | None = None,
+    encoder: Path | None = None,
     overwrite: bool = False,
     decoder: Decoder | None = None,
     mesh: Mesh | None = None,
 ) -> Results:
     """Any finished checkpoint -> `eval/` and `samples/`, by one protocol.
 
-    `data` is the folder of a public set (None: `public/SET` of the work directory); the
-    others are those of `run_protocol`.
+    `data` is the folder of a public set (None: `public/SET` of the work directory),
+    `encoder` that of a CLIP or the work directory of a dual encoder; the others are
+    those of `run_protocol`.
     """
     check_protocol(protocol)
     known, examples = EVALUATORS[protocol.world], None
@@ -105,6 +107,7 @@ def evaluate(
         examples=examples,
         decoder=decoder,
         mesh=mesh,
+        encoder=None if encoder is None else encoders.either(encoder),
         overwrite=overwrite,
     )
 

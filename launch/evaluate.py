@@ -22,6 +22,12 @@ CHECKPOINTS = flags.DEFINE_list(
 DATA = flags.DEFINE_string(
     "data", None, "The folder of a public set; WORKDIR/public/SET without it."
 )
+ENCODER = flags.DEFINE_string(
+    "encoder",
+    None,
+    "A CLIP, or a work directory with a dual encoder, for scores that compare texts "
+    "with pictures; the system's own without it.",
+)
 
 
 def main() -> dict:
@@ -41,6 +47,7 @@ def main() -> dict:
         stages.evaluate(
             *(workdir, protocol, checkpoint),
             data=None if DATA.value is None else Path(DATA.value),
+            encoder=None if ENCODER.value is None else Path(ENCODER.value),
             overwrite=command.OVERWRITE.value,
         )
         for checkpoint in CHECKPOINTS.value

@@ -6,11 +6,10 @@ r"""What do more codes, and finer grids of them, buy? A system for each.
         --workdir runs/tokenizers --codebooks 512 --factors 4,8
 
 For every size of the codebook and down-sampling factor: an image tokenizer, the same
-decoder trained for the same FLOPs on its codes, and one protocol; some 25 minutes of
-processor time for all six (`--tokenizer_steps 600 --steps 2400`: 60). What does not depend on the codes is made once, in
-WORKDIR/shared. What is done is skipped, so the same command goes on after an
-interruption. Writes WORKDIR/study.json and study.html: reconstruction, how many codes
-are in use, and what is drawn (one seed).
+decoder trained for the same FLOPs on its codes, and one protocol. What does not depend
+on the codes is made once, in WORKDIR/shared. What is done is skipped, so the same
+command goes on after an interruption. Writes WORKDIR/study.json and study.html:
+reconstruction, how many codes are in use, and what is drawn (one seed).
 """
 
 import copy
@@ -30,7 +29,7 @@ FACTORS = flags.DEFINE_list(
     "factors", ["4", "8", "16"], "Pixels that a code stands for, along one side."
 )
 TOKENIZER_STEPS = flags.DEFINE_integer("tokenizer_steps", 300, "Updates of each.")
-STEPS = flags.DEFINE_integer("steps", 1000, "Updates of each decoder.")
+STEPS = flags.DEFINE_integer("steps", 400, "Updates of each decoder.")
 PROTOCOL = {
     "name": "tokenizer_study",
     "world": "shapes",

@@ -79,6 +79,7 @@ def test_chance_is_rarely_called_a_difference():
     [
         ({"protocol_hash": "other"}, "different protocols"),
         ({"data_hash": "other"}, "different data"),
+        ({"encoder": "clip-0"}, "different encoders"),
     ],
 )
 def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, message):

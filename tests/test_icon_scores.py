@@ -175,8 +175,53 @@ def test_what_is_hidden_and_what_is_seen(world):  # noqa: F811
 def test_words_of_captions(world):  # noqa: F811
     model = Model(world, lambda style, row: "nothing of that kind")
     scores = scoring.TASKS["caption"](model, DOCUMENTS, 0).scores
-    assert set(scores) == {"words", "words_detailed", "words_long"}
-    assert scores["words"]["value"] == 0
+    forms = ("", "_detailed", "_long")
+    assert set(scores) == {
+        f"{x}{of}" for x in ("words", "hallucinated") for of in forms
+    }
+    assert scores["words"]["value"] == 0 and scores["hallucinated"]["n"] == 0
+
+
+def test_captions_that_name_what_no_picture_shows_make_things_up(world):  # noqa: F811
+    names = sorted(scoring._subjects(world))
+
+    def rate(text):
+        model = Model(world, lambda *_: text)
+        score = scoring.TASKS["caption"](model, DOCUMENTS, 0).scores["hallucinated"]
+        return score["value"], score["n"]
+
+    examples = icon_tasks.examples(world, "caption_short", "test")
+    shown = [next(examples).metadata["artwork"] for _ in DOCUMENTS]
+    subject = shown[0][0]["subject"]
+    known = sum(subject in {x["subject"] for x in some} for some in shown)
+    value, n = rate(f"{subject}, of a kind")
+    assert n >= COUNT and value == pytest.approx(1 - known / n, abs=1e-4)
+    assert len(names) > COUNT
+
+
+class Encoder:
+    """Of colours: a text is its letters' sum, which says nothing."""
+
+    name = "trained-0123"
+
+    def images(self, pictures):
+        return np.stack([np.float64(x).mean((0, 1)) for x in pictures])
+
+    def texts(self, texts):
+        return np.array([[len(text), sum(map(ord, text)) % 97, 1.0] for text in texts])
+
+
+def test_edits_are_compared_with_their_captions_by_an_encoder(world):  # noqa: F811
+    for made, same in ((truth(world), False), (lambda _, row: row["source"], True)):
+        model = Model(world, made)
+        model.embedder = Encoder()
+        scores = scoring.TASKS["edit"](model, DOCUMENTS, 0).scores
+        for name in ("trained_directional", "trained_similarity"):
+            best = scores[f"{name}_ceiling"]
+            assert (scores[name] == best) != same and -1 <= best["value"] <= 1
+        if same:
+            assert scores["trained_similarity"]["value"] == 1
+            assert scores["trained_directional"]["value"] == 0
 
 
 def test_measures_by_hand():

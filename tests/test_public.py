@@ -11,7 +11,7 @@ import tiny_sets
 from PIL import Image as Pillow
 
 from cm3leon_jax import config, stages
-from cm3leon_jax.evaluation import public, public_job, public_sets
+from cm3leon_jax.evaluation import hallucination, public, public_job, public_sets
 from cm3leon_jax.evaluation.kept import Kept, Parts
 from cm3leon_jax.evaluation.protocol import Protocol
 from cm3leon_jax.evaluation.public_sets import PublicConfig
@@ -193,6 +193,38 @@ def test_captions_meet_their_references(tmp_path, monkeypatch):
         folder = tmp_path / str(shift)
         found = measure(folder, "coco_karpathy", "caption", Model(shift), tmp_path)
         assert found.scores["same@0"]["value"] == 1 - shift
+
+
+def test_what_captions_make_up_is_counted_by_coco_things(tmp_path, monkeypatch):
+    monkeypatch.setattr(public.text_scores, "scores", lambda *_: {})
+    about = {"metrics": ("hallucination",)}
+
+    def rate(folder):
+        found = measure(
+            *(folder, "coco_karpathy", "caption", Model(), tmp_path), **about
+        )
+        return {key: score["value"] for key, score in found.scores.items()}
+
+    folder = tmp_path / "a"
+    with pytest.raises(FileNotFoundError, match="synonyms.txt: put there"):
+        rate(folder)
+    # Of pictures 1 to 23, captions "a picture N": what people said counts as shown.
+    (folder / "synonyms.txt").write_text("picture\n3, three\n4\n")
+    with pytest.raises(
+        FileNotFoundError, match="instances_val2014.json does not exist"
+    ):
+        rate(folder)
+    kinds = [{"id": 5, "name": "3"}, {"id": 6, "name": "sheep"}]
+    things = [{"image_id": 3, "category_id": 5}, {"image_id": 9, "category_id": 6}]
+    made = {"categories": kinds, "annotations": things}
+    tiny_sets.put(folder / "annotations/instances_val2014.json", made)
+    found = rate(folder)
+    assert found["hallucinated@0"] == 0 and 0.9 < found["named@0"] < 1  # but a sheep
+    texts = ["a picture 3", "a picture 4"]
+    things = hallucination.coco_shown(folder, ["3", "8"])
+    words = hallucination.read_synonyms(folder / "synonyms.txt")
+    scores = hallucination.of_captions(texts, [["none"], ["none"]], things, words)
+    assert scores["hallucinated"]["value"] == 0.75  # all but the 3
 
 
 def test_pictures_are_compared_candidate_by_candidate(tmp_path, monkeypatch):

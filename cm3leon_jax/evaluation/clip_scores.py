@@ -1,9 +1,14 @@
 """Scores of vectors of texts and pictures in one space (`retrieval.embed.Embedder`).
 
-All take float [B, E], of any length, and give float64 [B].
+All but `edited` take float [B, E], of any length, and give float64 [B].
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from cm3leon_jax.evaluation.protocol import Score, interval
+from cm3leon_jax.retrieval.embed import Embedder
 
 
 def key(name: str, measure: str = "clip_score") -> str:
@@ -31,6 +36,28 @@ def directional(
         _units(after_BE) - _units(before_BE),
         _units(text_after_BE) - _units(text_before_BE),
     )
+
+
+def edited(
+    embedder: Embedder,
+    before: Sequence[np.ndarray],
+    after: Sequence[np.ndarray],
+    texts_before: Sequence[str],
+    texts_after: Sequence[str],
+) -> dict[str, Score]:
+    """Of edited pictures: `directional`, and `similarity` to what they were (Brooks et
+    al. 2023, arXiv:2211.09800, who plot the two); named after the encoder."""
+    images = embedder.images(before), embedder.images(after)
+    values = {
+        "directional": directional(
+            *images, embedder.texts(texts_before), embedder.texts(texts_after)
+        ),
+        "similarity": similarity(*images),
+    }
+    return {
+        key(embedder.name, f"clip_{name}"): interval(found, np.mean, len(found))
+        for name, found in values.items()
+    }
 
 
 def similarity(a_BE: np.ndarray, b_BE: np.ndarray) -> np.ndarray:

@@ -75,7 +75,11 @@ def check(results: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError("one result has nothing to be compared with: give two or more")
     first = results[0]
     for other in results[1:]:
-        for key, what in (("protocol_hash", "protocols"), ("data_hash", "data")):
+        for key, what in (
+            ("protocol_hash", "protocols"),
+            ("data_hash", "data"),
+            ("encoder", "encoders"),
+        ):
             a, b = first.get(key), other.get(key)
             if a != b:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Things that captions name and pictures do not show.
+"""Things that captions name and pictures do not show, of whatever kind they are.
 
 Rohrbach et al. 2018 (arXiv:1809.02156): of the things named, the share that is not
 there (CHAIR_i), and of the captions, the share that names any such thing (CHAIR_s).
@@ -7,11 +7,13 @@ there (CHAIR_i), and of the captions, the share that names any such thing (CHAIR
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cm3leon_jax import config as configs
 from cm3leon_jax.evaluation.protocol import Score, interval
 
 _WORD = re.compile(r"[^\W_]+")
@@ -57,7 +59,7 @@ def named(caption: str, synonyms: Mapping[str, str]) -> set[str]:
     return found
 
 
-def scores(found: Sequence[set[str]], shown: Sequence[set[str]]) -> dict[str, Score]:
+def scores(found: Sequence[Set[Any]], shown: Sequence[Set[Any]]) -> dict[str, Score]:
     """`hallucinated`, of the things named; `hallucinated_captions`; and `named`, of the
     things shown those that are named: saying nothing is no way to a good score."""
     if len(found) != len(shown) or not found:
@@ -82,3 +84,39 @@ def scores(found: Sequence[set[str]], shown: Sequence[set[str]]) -> dict[str, Sc
         "hallucinated_captions": interval(wrong, np.mean, len(wrong)),
         "named": share(2, 3),
     }
+
+
+def coco_shown(folder: Path, ids: Sequence[str]) -> list[set[str]]:
+    """The categories of the things marked in COCO's pictures of these numbers.
+
+    FileNotFoundError says which file to put where.
+    """
+    path = folder / "annotations/instances_val2014.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: it is in cocodataset.org's 2014 Train/Val "
+            "annotations, and says what the pictures show"
+        )
+    made = configs.read_json(path, "fetch it again")
+    names = {kind["id"]: kind["name"] for kind in made["categories"]}
+    found: dict[str, set[str]] = {}
+    for thing in made["annotations"]:
+        shown = found.setdefault(str(thing["image_id"]), set())
+        shown.add(names[thing["category_id"]])
+    return [found.get(key, set()) for key in ids]
+
+
+def of_captions(
+    texts: Sequence[str],
+    references: Sequence[Sequence[str]],
+    things: Sequence[Set[str]],
+    synonyms: Mapping[str, str],
+) -> dict[str, Score]:
+    """`scores` of captions of pictures that show `things`, and what people named."""
+    shown = [
+        {synonyms.get(name, name) for name in marked}.union(
+            *(named(text, synonyms) for text in said)
+        )
+        for marked, said in zip(things, references, strict=True)
+    ]
+    return scores([named(text, synonyms) for text in texts], shown)

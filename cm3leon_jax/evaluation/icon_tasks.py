@@ -10,6 +10,8 @@ picture is right:
 | edit, edit_region | nearer | the changed quarter is nearer to the result wanted than |
 | | | to the source; also by kind, and where a place was told (`_spatial`) |
 | | kept | pixels outside it that are those of the source, but for rounding |
+| | trained_directional, | the cosine of the changes of picture and caption, and that |
+| | trained_similarity | of the two pictures, by an encoder (if one is given) |
 | infill | visible, hidden_psnr | pixels outside the mask; dB inside (`_untold`) |
 | segment | miou, ceiling, … | `segmentation.py`, against masks from alpha |
 | control_edge, _scribble | edge_f1 | Canny edges of both pictures, a pixel apart |
@@ -19,10 +21,12 @@ picture is right:
 | reference_style_new | style | the same, of artists that no training has seen |
 | whatever paints | one_of_ten | pictures nearest to the wanted among ten, by features |
 | caption | words, … | F1 of words, of three lengths |
+| | hallucinated, … | of the subjects named those that no picture shows |
 | answer | accuracy, … | as in `task_texts.py` |
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,10 +38,26 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data import icon_tasks
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.icon_edits import EDITS
+from cm3leon_jax.data.icon_scenes import CELLS
 from cm3leon_jax.data.icon_sets import SETS
-from cm3leon_jax.data.icons import BACKGROUNDS, IconsConfig
+from cm3leon_jax.data.icon_wording import ground
+from cm3leon_jax.data.icons import (
+    BACKGROUNDS,
+    SPLITS,
+    Drawing,
+    IconsConfig,
+    drawings,
+)
 from cm3leon_jax.data.tasks import STRENGTHS
-from cm3leon_jax.evaluation import filling, looks, pairs, task_pictures, task_texts
+from cm3leon_jax.evaluation import (
+    clip_scores,
+    filling,
+    hallucination,
+    looks,
+    pairs,
+    task_pictures,
+    task_texts,
+)
 from cm3leon_jax.evaluation.examples import (
     Scorer,
     asked,
@@ -143,6 +163,16 @@ def _edited(model, documents: Sequence[Document], made: Pictures) -> dict[str, S
         near.append(looks.nearer(new, b, a, where))
         kept.append(filling.kept(a, new, ~where))
     scores = {"nearer": _share(near), "kept": _share(kept)}
+    if (embedder := getattr(model, "embedder", None)) is not None:
+        told = [
+            [_told(d.metadata[scene]) for d in documents]
+            for scene in ("scene", "target_scene")
+        ]
+        sources = column(documents, "source")
+        scores |= clip_scores.edited(embedder, sources, made, *told)
+        wanted = column(documents, "image")
+        best = clip_scores.edited(embedder, sources, wanted, *told)
+        scores |= {f"{key}_ceiling": value for key, value in best.items()}
     facts = [d.metadata["edit"] for d in documents]
     groups = {kind: [f["kind"] == kind for f in facts] for kind in EDITS}
     groups["spatial"] = [f["spatial"] for f in facts]
@@ -150,6 +180,12 @@ def _edited(model, documents: Sequence[Document], made: Pictures) -> dict[str, S
         if any(mine):
             scores[f"nearer_{name}"] = _share(np.array(near)[mine])
     return scores
+
+
+def _told(scene: dict[str, Any]) -> str:
+    """All that is in a scene, as captions say it."""
+    things = (f"{x['name']} at the {CELLS[x['cell']]}" for x in scene["objects"])
+    return ", ".join(things) + ground(scene["background"])
 
 
 def _placed(_, documents: Sequence[Document], made: Pictures) -> dict[str, Score]:
@@ -246,6 +282,7 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """`words` of short captions, the names; `words_detailed`, `words_long`."""
     scores, samples = {}, []
+    subjects = _subjects(_world(model))
     for form in task_texts.FORMS:
         some = drawn(model, f"caption_{form}", len(documents), one)
         found = asked(
@@ -256,13 +293,26 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
         )
         rows = list(zip(column(some, "caption"), found, strict=True))
         counts = np.array([pairs.overlap(a, b) for a, b in rows])
-        key = "words" if form == "short" else f"words_{form}"
-        scores[key] = interval(counts, pairs.words_f1, len(counts))
+        of = "" if form == "short" else f"_{form}"
+        scores[f"words{of}"] = interval(counts, pairs.words_f1, len(counts))
+        shown = [
+            {x["subject"] for x in document.metadata["artwork"]} for document in some
+        ]
+        told = [hallucination.named(text, subjects) for text in found]
+        scores[f"hallucinated{of}"] = hallucination.scores(told, shown)["hallucinated"]
         samples += [
             Sample(text=b, pictures={"picture": picture(x)}, note=f"the artist's: {a}")
             for (a, b), x in zip(rows, column(some, "image"), strict=True)
         ]
     return Outcome(scores, samples)
+
+
+@functools.lru_cache(maxsize=1)
+def _subjects(world: IconsConfig) -> dict[str, str]:
+    """What artists call things, and what they mean: name -> subject."""
+    found = (x for split in SPLITS for x in drawings(world, split))
+    known = [x for x in found if isinstance(x, Drawing)]
+    return {name.lower(): x.subject for x in known for name in (*x.names, x.subject)}
 
 
 _STYLE = _paint("reference_style", "reference", _styled, _recognised)

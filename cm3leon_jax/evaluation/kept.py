@@ -25,6 +25,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.data.documents import Document, from_bytes, to_bytes
 from cm3leon_jax.parallel.distributed import together
+from cm3leon_jax.retrieval.embed import Embedder
 
 PART = 128  # prompts; the same everywhere, whatever the devices
 # Methods whose samples follow from the numbers of their prompts, and the others.
@@ -155,10 +156,21 @@ def _write(path: Path, data: bytes) -> None:
 
 class Kept:
     """A model (`CM3Leon`) whose answers to lists of prompts are `parts`; all else is
-    the model's own. `identity` is what its answers follow from beside the prompts."""
+    the model's own. `identity` is what its answers follow from beside the prompts,
+    `encoder` what sees texts and pictures in one space, if not the memory's does."""
 
-    def __init__(self, model: Any, parts: Parts, identity: str):
+    def __init__(
+        self, model: Any, parts: Parts, identity: str, encoder: Embedder | None = None
+    ):
         self.model, self.parts, self.identity = model, parts, identity
+        self._encoder = encoder
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """None where there is none whose texts and pictures share their axes."""
+        memory = getattr(self.model, "memory", None)
+        found = memory.embedder if self._encoder is None and memory else self._encoder
+        return None if found is None or found.name.startswith("frozen-") else found
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.model, name)

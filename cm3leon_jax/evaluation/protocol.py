@@ -42,6 +42,7 @@ from cm3leon_jax.evaluation.public_sets import PublicConfig
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
+from cm3leon_jax.retrieval.embed import Embedder
 from cm3leon_jax.system import System
 from cm3leon_jax.training.checkpoint import latest_step
 
@@ -172,13 +173,15 @@ def run_protocol(
     examples: Sequence[Any] | None = None,
     decoder: Decoder | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    encoder: Embedder | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measures a checkpoint by a protocol; returns and writes the result.
 
     `examples` take the place of the work directory's documents; `decoder`, on `mesh`,
-    that of the checkpoint, which a run may not have saved. `overwrite`: what a run that
-    was interrupted has left is thrown away. Raises ValueError for a task that the world
+    that of the checkpoint, which a run may not have saved. `encoder` compares texts
+    with pictures in place of the system's own. `overwrite`: what an interrupted run
+    has left is thrown away. Raises ValueError for a task that the world
     does not have, a split with hardly any documents, data of another hash, and scores
     that are no numbers.
     """
@@ -222,13 +225,15 @@ def run_protocol(
         "seed": protocol.seed,
         "sampling": dataclasses.asdict(model.system.sampling),
     }
+    if encoder is not None:
+        result["encoder"] = encoder.name
     saved = workdir / folder / "checkpoints" / str(step)
     identity = digest([result, saved.stat().st_mtime_ns if saved.is_dir() else None])
     parts = Parts(samples.with_name(f"{samples.name}.parts"))
     if overwrite and jax.process_index() == 0:
         shutil.rmtree(parts.folder, ignore_errors=True)
     together("evaluation begins")
-    kept: Any = Kept(model, parts, identity)
+    kept: Any = Kept(model, parts, identity, encoder)
     outcomes = {
         task: evaluators[task](kept, chosen, protocol.seed) for task in protocol.tasks
     }

@@ -19,7 +19,14 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.config import write_whole
 from cm3leon_jax.data.pictures import fit
-from cm3leon_jax.evaluation import dialogue, ndcg, public_sets, text_scores, vqa
+from cm3leon_jax.evaluation import (
+    dialogue,
+    hallucination,
+    ndcg,
+    public_sets,
+    text_scores,
+    vqa,
+)
 from cm3leon_jax.evaluation.pairs import SHOWN
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.public_job import Job
@@ -31,19 +38,26 @@ CUT = "…"  # the end of a text that was cut
 
 
 def caption(job: Job) -> Outcome:
-    """Captions beside those of people, by pycocoevalcap."""
+    """Captions beside those of people, by pycocoevalcap; what is made up, by CHAIR."""
     text_scores.scores(["a cat"] * 2, [["a cat"]] * 2)  # now rather than at the end
     style = {"style": job.config.style, "wording": job.config.wording}
+    references = [example.references for example in job.examples]
+    things = None
+    if "hallucination" in job.config.metrics:
+        synonyms = hallucination.read_synonyms(job.folder / "synonyms.txt")
+        ids = [example.id for example in job.examples]
+        things = hallucination.coco_shown(job.folder, ids)
 
     def ask(own: slice, asked: dict[str, Any]) -> list[str]:
         return job.model.caption(job.pictures(own), **style, **asked)
 
-    return _told(
-        job,
-        ("image_id", "caption"),
-        ask,
-        lambda texts: text_scores.scores(texts, [x.references for x in job.examples]),
-    )
+    def judge(texts: list[str]) -> Mapping[str, Score]:
+        scores = text_scores.scores(texts, references)
+        if things is not None:
+            scores |= hallucination.of_captions(texts, references, things, synonyms)
+        return scores
+
+    return _told(job, ("image_id", "caption"), ask, judge)
 
 
 def answer(job: Job) -> Outcome:

@@ -21,6 +21,7 @@ from cm3leon_jax.evaluation.protocol import Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.public_job import Job
 from cm3leon_jax.evaluation.public_sets import Example
 from cm3leon_jax.evaluation.reconstruction import code_use, psnr, ssim
+from cm3leon_jax.retrieval.embed import Embedder
 
 
 def text_to_image(job: Job) -> Outcome:
@@ -199,11 +200,11 @@ def _save(
         picture.save(folder / f"{example.id.replace('/', '_')}.png", compress_level=1)
 
 
-def _embedder(job: Job) -> Any:
-    memory = job.model.memory
-    if memory is None:
+def _embedder(job: Job) -> Embedder:
+    if (found := job.kept.embedder) is None:
         raise ValueError(
             f"public.metrics has clip_score, and {job.model.system.name} has no "
-            "section `retrieval` that names an encoder: leave it out"
+            "section `retrieval` with an encoder that compares texts with pictures: "
+            "give one by --encoder, or leave it out"
         )
-    return memory.embedder
+    return found

@@ -8,7 +8,7 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import HELD_OUT
 from cm3leon_jax.data.shapes import document as draw
-from cm3leon_jax.evaluation import filling, oracle, scenes
+from cm3leon_jax.evaluation import filling, hallucination, oracle, scenes
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score
 from cm3leon_jax.evaluation.scenes import Objects
 
@@ -62,7 +62,8 @@ def unseen_pairs(model: CM3Leon, documents: Sequence[Document], seed: int) -> Ou
 
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """What the caption of a picture names: `objects` of the likeliest of as many as the
-    config says, `objects_of_1` of a single one, written greedily."""
+    config says, `objects_of_1` of a single one, written greedily; `hallucinated`: of
+    the objects named those that no picture shows, less is better."""
     originals = scenes.pictures(documents)
     world = scenes.world_of(model)
     wanted = scenes.wanted(documents)
@@ -77,6 +78,7 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     scores = {
         "objects": _objects(documents, wanted, found),
         "objects_of_1": _objects(documents, wanted, alone),
+        "hallucinated": hallucination.scores(found, wanted)["hallucinated"],
     }
     samples = [
         Sample(

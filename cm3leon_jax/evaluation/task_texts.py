@@ -14,7 +14,7 @@ import numpy as np
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import CELL_NAMES, SIZE_WORDS, ShapesConfig
-from cm3leon_jax.evaluation import oracle, scenes
+from cm3leon_jax.evaluation import hallucination, oracle, scenes
 from cm3leon_jax.evaluation.examples import (
     UNSEEN,
     asked,
@@ -145,7 +145,8 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
             key, wrong = _KEYS[form]
             scores[key + suffix] = scenes.f1(truth, found, scenes.wanted(mine))
             if not unseen:
-                scores[wrong] = _hallucinated(truth, found)
+                made_up = hallucination.scores(found, truth)
+                scores[wrong] = made_up["hallucinated"]
                 if form == "detailed":
                     samples = _caption_samples(mine, texts[form], truth, found)
                     scores["length"] = _in_order(model, mine, texts[form], seed)
@@ -204,17 +205,6 @@ def _shown(world: ShapesConfig, form: str, document: Document) -> frozenset:
 def _numbered(pairs: Counter) -> frozenset:
     """What occurs twice is two."""
     return frozenset((*pair, i) for pair, n in pairs.items() for i in range(n))
-
-
-def _hallucinated(truth: Sequence[frozenset], found: Sequence[frozenset]) -> Score:
-    counts = np.array([(len(f - t), len(f)) for t, f in zip(truth, found, strict=True)])
-    named = counts[:, 1].sum()
-
-    def rate(rows: np.ndarray) -> float:
-        wrong, all_named = rows.sum(0)
-        return float(wrong / max(all_named, 1))
-
-    return interval(counts, rate, named)
 
 
 def _caption_samples(

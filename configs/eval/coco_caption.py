@@ -6,21 +6,30 @@
 
 CIDEr-D, BLEU, ROUGE-L and METEOR by pycocoevalcap, as fractions: papers print CIDEr
 times 100. The paper (tuned 7B, "0-shot"): CIDEr 61.6.
+
+`hallucination` counts the things that captions make up too (CHAIR; the paper has none):
+put `annotations/instances_val2014.json` there, and CHAIR's list of words as
+`synonyms.txt`.
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config(variant: str = "captions") -> ConfigDict:
+    metrics = {"captions": (), "hallucination": ("hallucination",)}[variant]
     return ConfigDict(
         {
-            "name": "coco_caption",
+            "name": "coco_caption" + ":hallucination" * bool(metrics),
             "world": "public",
             "split": "test",
             "documents": 5_000,
             "tasks": ("caption",),
             "shown": 24,
             "seed": 0,
-            "public": {"set": "coco_karpathy", "sampler": {"temperature": 0.0}},
+            "public": {
+                "set": "coco_karpathy",
+                "metrics": metrics,
+                "sampler": {"temperature": 0.0},
+            },
         }
     ).lock()
