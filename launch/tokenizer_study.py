@@ -29,7 +29,7 @@ FACTORS = flags.DEFINE_list(
     "factors", ["4", "8", "16"], "Pixels that a code stands for, along one side."
 )
 TOKENIZER_STEPS = flags.DEFINE_integer("tokenizer_steps", 300, "Updates of each.")
-STEPS = flags.DEFINE_integer("steps", 400, "Updates of each decoder.")
+STEPS = flags.DEFINE_integer("steps", 1000, "Updates of each decoder.")
 PROTOCOL = {
     "name": "tokenizer_study",
     "world": "shapes",
