@@ -130,7 +130,8 @@ def _training(stage: str, system: System, mesh: Mesh, rows: int | None) -> Progr
         groups={"parameters": state.model, "optimizer": state.opt, "batch": arrays},
         unit="tokens",
         per_run=tokens,
-        model_flops=tokens * train_flops_per_token(system.decoder_config, length),
+        model_flops=tokens
+        * train_flops_per_token(system.decoder_config, length, parts),
         settings={
             "batch": batch,
             "rows_per_device": batch // placed // settings.microbatches,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_chameleon as tiny
+from flax import nnx
 
 from cm3leon_jax import vocab
 from cm3leon_jax.interop import chameleon
@@ -69,6 +70,9 @@ def test_logits_are_those_of_transformers(tmp_path, kind):
     np.testing.assert_allclose(model(tokens_BL()), wanted_BLV, atol=1e-4)
     # The same by a prefix and 20 cached steps.
     unrolled = unroll(model)
+    for param in vars(unrolled.blocks[0]).values():
+        if isinstance(param, nnx.Param):
+            assert len(param.get_metadata("out_sharding")) == param[...].ndim
     prefix = cache.prefill(
         unrolled, jnp.asarray(tokens_BL()[:, :PREFIX]), jnp.full(2, PREFIX)
     )

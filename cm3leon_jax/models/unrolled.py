@@ -95,17 +95,16 @@ def _unroll(
 ) -> Unrolled:
     def layer(n: int) -> Block:
         block = cast(jax.tree.map(lambda w: w[n], model.blocks), dtype)
-        for name, summed in _SUMMED.items():
-            if not hasattr(block, name):
-                continue
-            param = getattr(block, name)
-            _, *names = getattr(model.blocks, name).get_metadata("out_sharding")
-            setattr(block, name, weight(param[...], summed, tuple(names)))
+        for name, param in list(vars(block).items()):
+            if isinstance(param, nnx.Param):  # that of a layer has one axis fewer
+                _, *names = getattr(model.blocks, name).get_metadata("out_sharding")
+                made = weight(param[...], _SUMMED.get(name), tuple(names))
+                setattr(block, name, made)
         return block
 
-    def weight(w: jax.Array, summed: int, names: Axes) -> Any:
+    def weight(w: jax.Array, summed: int | None, names: Axes) -> Any:
         w = shard(w, names)
-        if weights:
+        if weights and summed is not None:
             return quantized(w, summed)
         with nnx.use_eager_sharding(False):  # the names only
             return nnx.Param(w, out_sharding=names)
