@@ -51,7 +51,8 @@ def words() -> dict[str, int]:
     names += [f"IMGIMG{str(code).translate(letters)}Z" for code in range(CODES)]
     names += ["<eoss>", "<racm3:break>"]
     reserved = TOTAL - TEXT - len(names)
-    names += [f"<reserved{CODES + 2 + i:05}>" for i in range(reserved)]
+    names += [f"<reserved{CODES + 2 + i:05}>" for i in range(reserved - 1)]
+    names += ["<image>"]
     names += [f"piece{i}" for i in range(TEXT)]
     return {name: i for i, name in enumerate(names)}
 
@@ -125,6 +126,8 @@ def main() -> None:
             peak = {key: max(x, now.get(key, 0)) for key, x in peak.items()}
             time.sleep(0.05)
         seconds = time.monotonic() - start
+        if child.returncode:
+            sys.exit(child.returncode)  # what was wrong it has said
         facts = json.loads(child.stdout.read())
         beyond = peak["RssAnon"] - begun["RssAnon"] - facts["bytes"]
         print(
