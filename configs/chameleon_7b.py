@@ -3,7 +3,8 @@
     python launch/convert.py --from DIR --to WORKDIR
 
 Then the stages prepare_tasks, tokenize_tasks and sft of a variant, `--config` this file
-`:anole`, with `vocabulary.text=N` and `sft.path`, a folder that is there. Conversion prints N, the number of text pieces (the one below is a guess), and writes
+`:anole`, with `vocabulary.text=N` and `sft.path`, a folder that is there.
+Conversion prints N, the number of text pieces (the one below is a guess), and writes
 all sizes of the folder into WORKDIR/config.json. `pretrain` tells how Meta trained it
 (8M tokens an update, rate 1e-4) and is not run. Variants have a section `sft`, with our
 tasks and templates, that trains all weights (`tuned`), the rows of image ids of the
