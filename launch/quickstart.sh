@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine to pictures: makes the environment, trains one small system on
-# procedural scenes, and leaves report.html. About 12 minutes on 2 cores.
+# procedural scenes, and leaves report.html. About 14 minutes on 2 cores.
 #
 #   bash launch/quickstart.sh [WORKDIR=runs/quick]
 set -euo pipefail

@@ -282,7 +282,7 @@ def flat(tree, prefix=""):
 
 def smaller():
     """Flags that make each config small, by its name."""
-    quick, tiny = config("configs/shapes.py:quick"), tiny_system.tiny_config()
+    quick, tiny = config("configs/shapes.py:quick"), tiny_system.tiny_quick()
     own, small = (folder.get_config("my_pictures").to_dict() for _ in range(2))
     small["image_tokenizer"] |= {"model": dict(tiny["image_tokenizer"]["model"])}
     small["image_tokenizer"]["model"]["image_size"] = 64
@@ -309,7 +309,7 @@ def smaller():
 @pytest.mark.slow
 def test_commands_of_the_documents_run(tmp_path):
     tree = copy_of_the_tree(tmp_path / "tree")
-    stages.run(tiny_system.tiny_config(), tree / "runs" / "quick")
+    stages.run(tiny_system.tiny_quick(), tree / "runs" / "quick")
     own_data.folder(tree / "my_pictures", 120)
     less, failed = smaller(), []
     for command, needs in ALL_COMMANDS.items():

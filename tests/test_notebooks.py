@@ -14,8 +14,8 @@ from PIL import Image as Pillow
 from cm3leon_jax import notebook
 
 NAMES = (
-    *("02_a_tokens_life", "03_image_tokenizer", "05_decoding", "07_scale_out"),
-    "08_your_data",
+    *("01_quickstart", "02_a_tokens_life", "03_image_tokenizer", "04_retrieval"),
+    *("05_decoding", "06_finetune_your_task", "07_scale_out", "08_your_data"),
 )
 # The quick system must reach these on unseen scenes.
 REQUIRED = {

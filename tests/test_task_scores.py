@@ -79,6 +79,8 @@ class Oracle:
         masks=MASKS,
     )
 
+    writer = SimpleNamespace(tasks=frozenset(tasks.TASKS))
+
     def __init__(self, made=truth):
         self.made, self.known, self.wordings, self.regions = made, {}, set(), []
 
@@ -366,7 +368,37 @@ def blank():
     return Pillow.new("RGB", (64, 64), shapes.BACKGROUNDS["white"])
 
 
-@pytest.mark.parametrize("variant", ["quick", "full", "pretrained", "study"])
+def test_edits_for_which_the_context_has_no_room_are_left_out():
+    given = some("edit_region")
+    model = Oracle()
+    needed = [
+        len(d.segments) + 3 * 64 + sum(len(model.codec.pieces(t, 0)) for t in d.texts)
+        for d in given
+    ]
+    limit = sorted(needed)[COUNT // 2]
+    model.system = SimpleNamespace(
+        **vars(Oracle.system) | {"decoder_config": SimpleNamespace(length=limit)}
+    )
+    left = task_edits.edit_region(model, given, 0).samples
+    assert COUNT > len(left) == sum(n <= limit for n in needed)
+
+
+class NotTuned(Oracle):
+    writer = SimpleNamespace(tasks=frozenset({"edit_region"}))
+
+    def caption(self, images, *, seed, sampler=None):
+        return [document.texts[0] for document in DOCUMENTS]
+
+
+def test_captions_without_tuning_on_them_are_scored_as_before_it():
+    scores = TASKS["caption"](NotTuned(), DOCUMENTS, 0).scores
+    assert {key: x["value"] for key, x in scores.items()} == {
+        "objects": 1,
+        "objects_of_1": 1,
+    }
+
+
+@pytest.mark.parametrize("variant", sorted(protocols.VARIANTS))
 def test_protocols_ask_for_what_is_measured(variant):
     protocol = Protocol(**protocols.get_config(variant).to_dict())
     check_protocol(protocol)

@@ -43,7 +43,9 @@ def edit(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 
 def edit_region(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """Within a box around what is to change: all codes outside it are copied, so
-    `kept` tells of objects in the box's cells and of the image tokenizer."""
+    `kept` tells of objects in the box's cells and of the image tokenizer. Examples that
+    do not fit into the context are left out."""
+    documents = [document for document in documents if _fits(model, document)]
     painted = asked(
         documents,
         lambda given, wording: model.edit(
@@ -140,6 +142,15 @@ def outcome(
 def changes(document: Document) -> int:
     """The places that an edit changes."""
     return max(len(document.metadata["edit"]["cells"]), 1)
+
+
+def _fits(model: CM3Leon, document: Document) -> bool:
+    """Whether the context holds an example: its texts, its pictures, what is between
+    them, and the `<eos>` before them."""
+    codec, count = model.codec, len(document.segments)
+    texts = sum(len(codec.pieces(text, 0)) for text in document.texts)
+    pictures = len(document.pictures) * codec.image_tokens
+    return count + texts + pictures <= model.system.decoder_config.length
 
 
 def _at(objects: Objects, cell: int) -> Objects:

@@ -14,7 +14,7 @@ import numpy as np
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import CELL_NAMES, SIZE_WORDS, ShapesConfig
-from cm3leon_jax.evaluation import hallucination, oracle, scenes
+from cm3leon_jax.evaluation import hallucination, oracle, scenes, shapes
 from cm3leon_jax.evaluation.examples import (
     UNSEEN,
     asked,
@@ -127,8 +127,11 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     for, by `form_of`. `length`: scenes whose short caption is shorter than the
     detailed one, and that than the long one. `hallucinated`, `hallucinated_pairs`,
     `hallucinated_long`: of the objects that captions name, those that no picture
-    shows; less is better.
+    shows; less is better. A checkpoint that was not tuned on captions is asked and
+    scored as before tuning.
     """
+    if "caption_detailed" not in model.writer.tasks:
+        return shapes.caption(model, documents, seed)
     scores: dict[str, Score] = {}
     world, least = scenes.world_of(model), len(documents)
     for unseen, suffix in ((False, ""), (True, f"_{UNSEEN}")):

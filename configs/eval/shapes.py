@@ -7,6 +7,7 @@
 interval counts scenes with the same objects as one.
 
 * quick: before tuning, 320 scenes
+* tuned: the quick system after tuning, with the tasks that it is tuned on
 * pretrained: before tuning, 1,000 scenes, and colours of shapes that training has never
   shown together (`unseen_pairs`)
 * full: a checkpoint tuned on all tasks, every task, at least 1,000 things each
@@ -43,6 +44,7 @@ DATA = {
 # Documents, and tasks. Quick trains too little to put colours and shapes together anew.
 VARIANTS = {
     "quick": ("shapes", 320, PAIRS),
+    "tuned": ("shape_tasks", 320, (*PAIRS, "edit_region", "segment")),
     "pretrained": ("shapes", 1000, (*PAIRS, "unseen_pairs")),
     "full": ("shape_tasks", 1000, TASKS),
     "study": ("shape_tasks", 320, TASKS),
