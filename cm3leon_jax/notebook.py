@@ -69,11 +69,7 @@ def trained(config: str, workdir: str | Path) -> Path:
     command = [*script, "--config", config, "--workdir", str(workdir)]
     line = ""
     with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as child:
         assert child.stdout is not None
         for line in child.stdout:

@@ -369,18 +369,13 @@ def blank():
 
 
 def test_edits_for_which_the_context_has_no_room_are_left_out():
-    given = some("edit_region")
-    model = Oracle()
-    needed = [
-        len(d.segments) + 3 * 64 + sum(len(model.codec.pieces(t, 0)) for t in d.texts)
-        for d in given
-    ]
-    limit = sorted(needed)[COUNT // 2]
-    model.system = SimpleNamespace(
-        **vars(Oracle.system) | {"decoder_config": SimpleNamespace(length=limit)}
-    )
+    given, model = some("edit_region"), Oracle()
+    texts = [sum(len(model.codec.pieces(t, 0)) for t in d.texts) for d in given]
+    needed = [len(d.segments) + 3 * 64 + n for d, n in zip(given, texts, strict=True)]
+    room = SimpleNamespace(length=sorted(needed)[COUNT // 2])
+    model.system = SimpleNamespace(**vars(Oracle.system) | {"decoder_config": room})
     left = task_edits.edit_region(model, given, 0).samples
-    assert COUNT > len(left) == sum(n <= limit for n in needed)
+    assert COUNT > len(left) == sum(n <= room.length for n in needed)
 
 
 class NotTuned(Oracle):
@@ -392,10 +387,8 @@ class NotTuned(Oracle):
 
 def test_captions_without_tuning_on_them_are_scored_as_before_it():
     scores = TASKS["caption"](NotTuned(), DOCUMENTS, 0).scores
-    assert {key: x["value"] for key, x in scores.items()} == {
-        "objects": 1,
-        "objects_of_1": 1,
-    }
+    wanted = {"objects": 1, "objects_of_1": 1}
+    assert {key: x["value"] for key, x in scores.items()} == wanted
 
 
 @pytest.mark.parametrize("variant", sorted(protocols.VARIANTS))

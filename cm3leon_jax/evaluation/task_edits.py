@@ -17,13 +17,7 @@ from cm3leon_jax.data import shape_tasks
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import ShapesConfig
 from cm3leon_jax.evaluation import oracle, scenes
-from cm3leon_jax.evaluation.examples import (
-    asked,
-    column,
-    enough,
-    evaluator,
-    picture,
-)
+from cm3leon_jax.evaluation.examples import asked, column, enough, evaluator, picture
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.scenes import Objects
 
@@ -145,12 +139,10 @@ def changes(document: Document) -> int:
 
 
 def _fits(model: CM3Leon, document: Document) -> bool:
-    """Whether the context holds an example: its texts, its pictures, what is between
-    them, and the `<eos>` before them."""
-    codec, count = model.codec, len(document.segments)
-    texts = sum(len(codec.pieces(text, 0)) for text in document.texts)
-    pictures = len(document.pictures) * codec.image_tokens
-    return count + texts + pictures <= model.system.decoder_config.length
+    """Whether the context holds an example, its `<break>`s and the first `<eos>`."""
+    texts = sum(len(model.codec.pieces(text, 0)) for text in document.texts)
+    length = texts + len(document.pictures) * model.codec.image_tokens
+    return length + len(document.segments) <= model.system.decoder_config.length
 
 
 def _at(objects: Objects, cell: int) -> Objects:
