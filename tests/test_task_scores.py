@@ -387,7 +387,7 @@ class NotTuned(Oracle):
 
 def test_captions_without_tuning_on_them_are_scored_as_before_it():
     scores = TASKS["caption"](NotTuned(), DOCUMENTS, 0).scores
-    wanted = {"objects": 1, "objects_of_1": 1}
+    wanted = {"objects": 1, "objects_of_1": 1, "hallucinated": 0}
     assert {key: x["value"] for key, x in scores.items()} == wanted
 
 
