@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
 import tiny_chameleon as tiny
 from flax import nnx
 
@@ -46,7 +47,7 @@ def read(folder, mesh=None):
 def reference(folder):
     """The same folder in transformers."""
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    transformers = pytest.importorskip("transformers", reason="the extra `parity`")
+    transformers = references.module("transformers")
     model = transformers.ChameleonForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
 import tiny_chameleon as tiny
 from flax import nnx
 from PIL import Image as Pillow
@@ -244,7 +245,7 @@ LAYOUT = build(text=20, image=16, classes=0, sentinels=8, total=128)
 )
 def test_our_decoders_in_transformers(tmp_path, settings):
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    transformers = pytest.importorskip("transformers", reason="the extra `parity`")
+    transformers = references.module("transformers")
     decoder = random_decoder(**settings)
     hub.write(tmp_path / "out", decoder, LAYOUT, None, words=None, card="")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
@@ -259,7 +260,7 @@ def test_our_decoders_in_transformers(tmp_path, settings):
 
 def test_transformers_reads_what_was_handed_back(workdir, model, tmp_path):
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    transformers = pytest.importorskip("transformers", reason="the extra `parity`")
+    transformers = references.module("transformers")
     conversion.export(workdir, tmp_path / "back")
     theirs = transformers.ChameleonForConditionalGeneration.from_pretrained(
         tmp_path / "back", dtype=torch.float32, attn_implementation="eager"

@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import references
 
 from cm3leon_jax import encoders
 from cm3leon_jax.data.documents import Document, Image, Text
@@ -197,7 +198,7 @@ def test_recorded_outputs_of_clip(clip_folder):
 
 def test_clip_gives_the_numbers_of_transformers(clip_folder):
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    transformers = pytest.importorskip("transformers", reason="the extra `parity`")
+    transformers = references.module("transformers")
     reference = transformers.CLIPModel.from_pretrained(clip_folder).eval()
     config, model = clip.load(clip_folder)
     ids_BL, length_B = clip.tokenizer(clip_folder, config)(TEXTS)
@@ -216,7 +217,7 @@ def test_clip_gives_the_numbers_of_transformers(clip_folder):
 
 
 def test_clip_ids_are_those_of_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the extra `parity`")
+    transformers = references.module("transformers")
     theirs = transformers.CLIPTokenizerFast(
         {piece: i for i, piece in enumerate(PIECES)}, MERGES
     )
@@ -299,7 +300,7 @@ def test_recorded_outputs_of_bert(bert_folder):
 
 def test_bert_gives_the_numbers_of_transformers(bert_folder):
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    transformers = pytest.importorskip("transformers", reason="the extra `parity`")
+    transformers = references.module("transformers")
     reference = transformers.BertModel.from_pretrained(bert_folder).eval()
     model = minilm.load(bert_folder)
     ids_BL, length_B = minilm.tokenizer(bert_folder, model.config)(TEXTS)
@@ -350,8 +351,7 @@ def test_missing_weights_say_how_to_install_them(monkeypatch):
 
 
 def test_published_minilm_is_the_reference():
-    reason = "the extra `parity` is not installed"
-    reference = pytest.importorskip("sentence_transformers", reason=reason)
+    reference = references.module("sentence_transformers")
     folder = minilm.weights_folder()
     model = minilm.load(folder)
     texts = ["a red apple", "a ruby fruit", "Quarterly tax-report, 2023!", ""]
