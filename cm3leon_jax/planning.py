@@ -50,6 +50,11 @@ def plan(
     batch that does not divide.
     """
     mesh = make_mesh(system.mesh, topology.devices)
+    if mesh.shape["data"] % topology.slices:  # devices of GPUs do not say their slice
+        raise ValueError(
+            f"mesh.data={mesh.shape['data']} on {topology.slices} slices: choose a "
+            f"multiple of {topology.slices}"
+        )
     if stage not in STAGES:
         raise ValueError(f"stage={stage!r}: choose from {', '.join(STAGES)}")
     program = STAGES[stage](system, mesh, rows)

@@ -5,9 +5,10 @@
     --workdir DIR                   the work directory; gs://… and s3://… of one host
     --overwrite                     delete and make anew what has other settings
 
-A mistake of the user ends in one line that says the mend (exit status 2). A run that
-was told to stop (SIGTERM), or whose job has lost a process, ends with exit status 75:
-the same command goes on. The last line on standard output is one JSON object with the
+A mistake of the user ends in one line that says the mend (exit status 2); a job whose
+processes have not met ends with 69, for another try. A run that was told to stop
+(SIGTERM), or whose job has lost a process, ends with exit status 75: the same command
+goes on. The last line on standard output is one JSON object with the
 results.
 """
 
@@ -130,7 +131,7 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
         except _MISTAKES as error:
             if logging.level_debug():
                 raise
-            fail(str(error))
+            fail(str(error), _status(error))
         except RuntimeError as error:
             _leave_a_lost_job(error)
             raise
@@ -150,10 +151,16 @@ def _parse(arguments: list[str]) -> list[str]:
         fail(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
 
 
-def fail(message: str) -> Any:
-    """One line on standard error, and exit status 2."""
+def fail(message: str, status: int = 2) -> Any:
+    """One line on standard error, and that exit status."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
+
+
+def _status(error: Exception) -> int:
+    from cm3leon_jax.parallel import preflight
+
+    return preflight.EXIT_CODE if isinstance(error, preflight.NotMet) else 2
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """How the processes of a job find each other, and what they say when they cannot."""
 
 import concurrent.futures
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -98,6 +100,7 @@ def meet(members, *, count=None, timeout=20.0):
 
     def one(member):
         number, facts, shared = member
+        threading.current_thread().name = str(number)
         try:
             preflight.meet(
                 *(address, count or len(members), number, facts, shared, timeout)
@@ -149,12 +152,28 @@ def test_a_clock_that_is_wrong_is_named(tmp_path, monkeypatch):
 def test_a_missing_host_is_named_after_the_time_out():
     began = time.monotonic()
     first, second = meet([(0, {}, None), (2, {}, None)], count=3, timeout=1.5)
-    assert isinstance(first, TimeoutError)
     for error in (first, second):
+        assert isinstance(error, preflight.NotMet)
         assert "process 1 of 3 is missing" in str(error)
     assert time.monotonic() - began < 15
     [alone] = meet([(1, {}, None)], count=2, timeout=0.5)
-    assert isinstance(alone, TimeoutError) and "cannot reach process 0" in str(alone)
+    assert isinstance(alone, preflight.NotMet)
+    assert "cannot reach process 0" in str(alone)
+
+
+def test_a_host_that_goes_away_is_no_mistake_of_the_others(monkeypatch):
+    """They may start again: another error than for what differs."""
+    sees = preflight._sees
+
+    def leave(shared, name):
+        if threading.current_thread().name == "1":
+            raise OSError("gone")
+        return sees(shared, name)
+
+    monkeypatch.setattr(preflight, "_sees", leave)
+    for error in meet([(n, {}, None) for n in range(3)]):
+        assert isinstance(error, preflight.NotMet)
+        assert re.search("process 1 on .*(does not answer|went away)", str(error))
 
 
 def test_a_port_that_is_taken_is_named_with_its_mend():
@@ -188,7 +207,7 @@ def test_a_stranger_at_the_port_disturbs_nobody(said, monkeypatch):
 
 
 def test_the_command_ends_with_one_line_where_a_host_is_missing(tmp_path):
-    """Exit status 2, and nothing made."""
+    """Exit status 69, not that of a mistake, and nothing made."""
     done = subprocess.run(
         [
             *(sys.executable, "launch/prepare_data.py", "--workdir", tmp_path / "run"),
@@ -206,7 +225,7 @@ def test_the_command_ends_with_one_line_where_a_host_is_missing(tmp_path):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 2
+    assert done.returncode == preflight.EXIT_CODE == 69
     [line] = done.stderr.strip().splitlines()
     assert "process 1 of 2 is missing" in line
     assert not (tmp_path / "run" / "documents").exists()

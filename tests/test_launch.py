@@ -8,6 +8,7 @@ import pytest
 import tiny_job
 import yaml
 
+from cm3leon_jax.parallel import preflight
 from cm3leon_jax.training.preemption import EXIT_CODE
 
 LAUNCH = tiny_job.ROOT / "launch"
@@ -41,10 +42,14 @@ def test_the_pods_of_a_manifest_find_each_other_and_start_again(path):
         for rule in spec["podFailurePolicy"]["rules"]
         if "onExitCodes" in rule
     }
+    # What has not met tries again, so often as backoffLimit says.
     assert codes == {(2,): "FailJob", (EXIT_CODE,): "Ignore"}
+    assert (preflight.EXIT_CODE,) not in codes
+    assert spec["backoffLimit"] >= spec["completions"]
     assert (tiny_job.ROOT / container["command"][1]).is_file()
-    environment = {one["name"]: one for one in container.get("env", [])}
-    if environment:
+    environment = {one["name"]: one for one in container["env"]}
+    assert environment["CM3LEON_START_TIMEOUT"]["value"] == "1800"
+    if "JAX_NUM_PROCESSES" in environment:
         assert environment["JAX_NUM_PROCESSES"]["value"] == str(spec["completions"])
         address = f"{job['metadata']['name']}-0.{service['metadata']['name']}:8476"
         assert environment["JAX_COORDINATOR_ADDRESS"]["value"] == address
@@ -59,7 +64,8 @@ def program(folder, name, text):
 
 
 def test_tpu_workers_are_told_who_they_are_and_started_again(tmp_path):
-    """With a gcloud and a metadata server of our own: worker 1 of 2, stopped once."""
+    """With a gcloud and a metadata server of our own: worker 1 of 2, stopped once, and
+    once without the other."""
     tools, home = tmp_path / "tools", tmp_path / "home"
     for folder in (tools, home):
         folder.mkdir()
@@ -82,7 +88,8 @@ def test_tpu_workers_are_told_who_they_are_and_started_again(tmp_path):
         "python",
         "echo $JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID "
         f'"$@" >>{tmp_path}/ran\n'
-        f"[ $(wc -l <{tmp_path}/ran) -gt 1 ] || exit {EXIT_CODE}",
+        f"case $(wc -l <{tmp_path}/ran) in 1) exit {EXIT_CODE} ;; "
+        f"2) exit {preflight.EXIT_CODE} ;; esac",
     )
     environment = tiny_job.environment()
     environment |= {"PATH": f"{tools}:{environment['PATH']}"}
@@ -92,7 +99,7 @@ def test_tpu_workers_are_told_who_they_are_and_started_again(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     ran = (tmp_path / "ran").read_text().splitlines()
-    assert ran == ["10.0.0.5:8476 2 1 launch/pretrain.py --workdir /mnt/two words"] * 2
+    assert ran == ["10.0.0.5:8476 2 1 launch/pretrain.py --workdir /mnt/two words"] * 3
     asked = (tmp_path / "asked").read_text()
     assert asked.startswith(
         "compute tpus tpu-vm ssh pod --zone=us-east5-a --worker=all"

@@ -99,6 +99,33 @@ def test_blocks_change_neither_loss_nor_gradient(case):
         result(3)
 
 
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_a_target_that_is_no_id_has_no_loss(case, blocks):
+    wrong = np.array(case["targets"])
+    wrong[0, :4] = (-1, V, -V, 2 * V)
+    nll, log_z = blockwise_nll(case["w"], case["hidden"], jnp.asarray(wrong), blocks)
+    lost = np.zeros((B, L), bool)
+    lost[0, :4] = True
+    np.testing.assert_array_equal(np.isnan(nll), lost)
+    assert np.isfinite(log_z).all()
+
+
+def test_blocks_change_little_in_bfloat16(case):
+    def result(blocks):
+        def total(hidden, w):
+            nll, log_z = blockwise_nll(w, hidden, case["targets"], blocks)
+            return jnp.sum(nll * case["weights"]) + 1e-2 * jnp.sum(log_z**2)
+
+        half = (case[name].astype(jnp.bfloat16) for name in ("hidden", "w"))
+        value, gradients = jax.value_and_grad(total, (0, 1))(*half)
+        assert {x.dtype for x in gradients} == {jnp.dtype(jnp.bfloat16)}
+        return [np.asarray(x, np.float32) for x in (value, *gradients)]
+
+    for a, b in zip(result(4), result(1), strict=True):
+        # Of sums of L or V terms, the last of bfloat16's 8 bits.
+        np.testing.assert_allclose(a, b, rtol=2**-7, atol=2**-7 * np.abs(b).max())
+
+
 def test_in_blocks_the_logits_are_never_whole(case):
     def total(hidden, w, blocks):
         nll, log_z = blockwise_nll(w, hidden, case["targets"], blocks)

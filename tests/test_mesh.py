@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -24,6 +26,27 @@ def test_one_axis_takes_the_devices_that_the_others_leave(config, shape):
 def test_sizes_that_do_not_cover_the_devices_are_named(config):
     with pytest.raises(ValueError, match="cannot cover 8 devices"):
         make_mesh(MeshConfig(**config))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stub:
+    platform: str
+    slice_index: int
+    id: int
+
+
+def stubs(platform, slices=4, each=8):
+    return [Stub(platform, n // each, n) for n in reversed(range(slices * each))]
+
+
+def test_gpus_of_several_hosts_are_one_mesh_host_by_host():
+    """XLA calls each host a slice where no NVLink leads out of it."""
+    mesh = make_mesh(MeshConfig(tensor=2), stubs("gpu"))
+    assert mesh.devices.shape == (1, 16, 2)
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert [device.id for device in mesh.devices.flat] == list(range(32))
+    with pytest.raises(ValueError, match="mesh.data=1 on 4 slices"):
+        make_mesh(MeshConfig(tensor=2), stubs("tpu"))
 
 
 @pytest.mark.parametrize("sizes", [{"data": 0}, {"tensor": -2}, {"data": -1}])

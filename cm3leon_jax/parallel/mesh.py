@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -44,8 +45,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all of every process), axes of type Auto.
 
     Several slices (pods of TPUs, or partitions of GPUs, joined by a slower network)
-    share out the axis `data`. Raises ValueError where the sizes do not multiply to the
-    number of devices, and where `data` cannot be shared out.
+    share out the axis `data`. Of GPUs they need not: XLA calls every host without a
+    fabric of NVLink to other hosts a slice, and the mesh then goes host by host.
+    Raises ValueError where the sizes do not multiply to the number of devices, and
+    where `data` cannot be shared out.
     """
     devices = jax.devices() if devices is None else list(devices)
     known = math.prod(size for size in config.sizes if size != -1)
@@ -63,6 +66,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+    if sizes[0] % slices and devices[0].platform in ("gpu", "cuda"):
+        placed = np.empty(len(devices), object)
+        placed[:] = sorted(devices, key=lambda device: (device.slice_index, device.id))
+        return Mesh(placed.reshape(sizes), AXES, axis_types=auto)
     if sizes[0] % slices:
         raise ValueError(
             f"mesh.data={sizes[0]} on {slices} slices: choose a multiple of {slices}, "

@@ -27,9 +27,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 CLOCK = 60.0  # seconds that clocks may differ
 VISIBLE = 30.0  # seconds until a file written on one host must be seen on the others
 HELLO = 5.0  # seconds that one who has come may be silent
+EXIT_CODE = 69  # EX_UNAVAILABLE: not a mistake, worth another start
 _LONGEST = 1 << 20  # bytes of a message
 
 Facts = dict[str, Any]
+
+
+class NotMet(OSError):
+    """A process of the job is late, cannot be reached or went away: it may yet come."""
 
 
 def facts() -> Facts:
@@ -58,7 +63,7 @@ def meet(
     """Returns once `count` processes have met at `address` (host:port) and agree.
 
     `own` are this process's facts; `shared` a folder that all must see. Raises
-    TimeoutError naming who is missing, OSError where the port cannot be had, and
+    NotMet naming who is missing or has gone, OSError where the port cannot be had, and
     ValueError, on every process, for what differs on which host.
     """
     host, _, port = address.rpartition(":")
@@ -119,16 +124,18 @@ def _host(
                 f"{count} is missing; there are {there}: see that every host has "
                 f"started the command and reaches {host}:{port}"
             )
-            _tell(guests, {"verdict": verdict})
-            raise TimeoutError(verdict)
-        problems = list(_differences(told))
+            _tell(guests, {"verdict": verdict, "met": False})
+            raise NotMet(verdict)
+        gone, problems = [], list(_differences(told))
         if not problems:
-            problems = _look(guests, told, shared)
+            gone, problems = _look(guests, told, shared)
         verdict = "the hosts of this job differ: " + "; ".join(problems)
-        verdict = verdict if problems else ""
-        _tell(guests, {"verdict": verdict})
+        verdict = verdict if problems else "; ".join(gone)
+        _tell(guests, {"verdict": verdict, "met": bool(problems) or not gone})
         for line in guests.values():  # who closes first keeps the port for a minute
             line.wait_for_end()
+    if gone and not problems:
+        raise NotMet(verdict)
     return verdict
 
 
@@ -147,14 +154,15 @@ def _differences(told: Mapping[int, Facts]) -> Iterator[str]:
 
 def _look(
     guests: Mapping[int, _Line], told: Mapping[int, Facts], shared: str | Path | None
-) -> list[str]:
-    """Has everyone read its clock and look for a new file in the shared folder."""
+) -> tuple[list[str], list[str]]:
+    """Has everyone read its clock and look for a new file in the shared folder: who
+    went away, and what differs."""
     file = None
     if shared is not None:
         file = Path(shared) / f".preflight-{secrets.token_hex(8)}"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-    problems = []
+    gone, problems = [], []
     try:
         _tell(guests, {"file": None if file is None else file.name})
         for number in sorted(guests):
@@ -162,7 +170,7 @@ def _look(
             try:
                 answer = guests[number].read(VISIBLE + 10)
             except (OSError, ValueError):
-                problems.append(f"{name} does not answer any more")
+                gone.append(f"{name} does not answer any more")
                 continue
             off = answer["time"] - (time.time() - answer["looked"])
             if abs(off) > CLOCK:
@@ -175,7 +183,7 @@ def _look(
     finally:
         if file is not None:
             file.unlink(missing_ok=True)
-    return problems
+    return gone, problems
 
 
 def _guest(
@@ -195,7 +203,7 @@ def _guest(
             break
         except OSError as error:
             if time.monotonic() > deadline:
-                raise TimeoutError(
+                raise NotMet(
                     f"{name} cannot reach process 0 at {host}:{port} within "
                     f"{timeout:.0f} s ({error}): see that it runs, that the name "
                     "resolves and that no firewall blocks the port"
@@ -205,17 +213,19 @@ def _guest(
         with _Line(found) as line:
             line.write(hello)
             answer = line.read(timeout + 60)  # process 0 knows when the time is up
-            if "verdict" in answer:
-                return answer["verdict"]
-            began = time.time()
-            seen = _sees(shared, answer["file"])
-            looked = time.time() - began
-            line.write({"time": began, "looked": looked, "seen": seen})
-            return line.read(VISIBLE * hello["count"] + 60)["verdict"]
+            if "verdict" not in answer:
+                began = time.time()
+                seen = _sees(shared, answer["file"])
+                looked = time.time() - began
+                line.write({"time": began, "looked": looked, "seen": seen})
+                answer = line.read(VISIBLE * hello["count"] + 60)
     except (OSError, ValueError) as error:
-        raise OSError(
+        raise NotMet(
             f"{name}: process 0 at {host}:{port} went away before all had met ({error})"
         ) from error
+    if not answer["met"]:
+        raise NotMet(answer["verdict"])
+    return answer["verdict"]
 
 
 def _sees(shared: str | Path | None, name: str | None) -> bool:

@@ -30,10 +30,14 @@ TASK_GROUP = "task/"  # and the task's name
 def token_nll(
     logits_BLV: jax.Array, targets_BL: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Negative log-likelihood in nats and log Z of every token, both float32 [B, L]."""
+    """Negative log-likelihood in nats and log Z of every token, both float32 [B, L].
+
+    NaN for a target that is none of the V ids.
+    """
     logits_BLV = logits_BLV.astype(jnp.float32)
     log_z_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
     logit_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)[..., 0]
+    logit_BL = jnp.where(targets_BL < 0, jnp.nan, logit_BL)  # not counted from the end
     return log_z_BL - logit_BL, log_z_BL
 
 
@@ -99,6 +103,8 @@ def _forward(shard, x_BLD, w_iVD, targets_BL):
     zeros_BL = jnp.zeros(targets_BL.shape, jnp.float32)
     logit_BL, log_z_iBL = jax.lax.scan(block, zeros_BL, (jnp.arange(blocks), w_iVD))
     log_z_BL = jax.nn.logsumexp(log_z_iBL, axis=0)
+    inside_BL = (targets_BL >= 0) & (targets_BL < blocks * w_iVD.shape[1])
+    logit_BL = jnp.where(inside_BL, logit_BL, jnp.nan)  # as without blocks
     kept = (x_BLD, w_iVD, targets_BL, log_z_BL)
     return (log_z_BL - logit_BL, log_z_BL), kept
 

@@ -6,7 +6,7 @@
 #
 # Each worker has this repository in ~/cm3leon_jax, with `bash launch/setup.sh tpu` done,
 # and the work directory on storage that all share. A run that was told to stop (exit
-# status 75) or lost a worker is started again, up to CM3LEON_RESTARTS (20) times.
+# status 75), lost a worker or whose workers have not met (69) is started again, up to CM3LEON_RESTARTS (20) times.
 set -uo pipefail
 
 tpu=${1:?the name of the TPU} zone=${2:?its zone} script=${3:?a script of launch/}
@@ -16,7 +16,7 @@ remote="cd cm3leon_jax && exec bash launch/tpu_vm/worker.sh $(printf '%q ' "$scr
 for ((restart = 0; ; restart++)); do
   gcloud compute tpus tpu-vm ssh "$tpu" --zone="$zone" --worker=all --command="$remote"
   code=$?
-  { [ $code -eq 75 ] || [ $code -ge 128 ]; } || exit $code
+  { [ $code -eq 69 ] || [ $code -eq 75 ] || [ $code -ge 128 ]; } || exit $code
   [ $restart -lt "${CM3LEON_RESTARTS:-20}" ] || exit $code
   echo "exit status $code: started again" >&2
   sleep "${CM3LEON_PAUSE:-60}"
