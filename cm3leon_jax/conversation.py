@@ -1,7 +1,7 @@
 """Tasks of systems converted from Chameleon or Anole, as those were trained to do them.
 
     <s> text <turn> <racm3:break>                     IMAGE × N <eoss>
-    <s> <racm3:break> image <eoss> question <turn>    TALK
+    <s> <racm3:break> image <eoss> question <turn>    SAY, or TALK
 
 A document is one turn, the model answers with the next: text, and pictures between
 `<racm3:break>` and `<eoss>`. A picture is guided by three streams (paper section 2.7):
@@ -19,7 +19,7 @@ from cm3leon_jax.codec import HOLE
 from cm3leon_jax.data.documents import Document, Image, Segment, Text
 from cm3leon_jax.judge import Drawing
 from cm3leon_jax.sampling import prompts as forms
-from cm3leon_jax.sampling.prompts import IMAGE, TALK, Prompt
+from cm3leon_jax.sampling.prompts import IMAGE, SAY, TALK, Prompt
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.vocab import Layout
 from cm3leon_jax.writer import Samplers, Writer
@@ -66,7 +66,7 @@ def captions(
         _picture(writer.layout, writer.layout.image_ids(codes))
         for codes in writer.codec.image.encode(arrays)
     ]
-    wanted = [_talk(_turn(writer.layout, [p, question]), longest) for p in pictures]
+    wanted = [_talk(_turn(writer.layout, [p, question]), longest, 0) for p in pictures]
     return [
         forms.first_text(tokens, writer.layout)
         for tokens in writer.tokens(wanted, samplers, seed)
@@ -96,6 +96,10 @@ def generate(
     def room(i: int) -> int:
         return min(words[i], writer.limit - len(ids[i]))
 
+    def talk_of(i: int) -> Prompt:
+        drawable = writer.limit - len(ids[i]) - count - 1 if left[i] else 0
+        return _talk(ids[i], room(i), drawable)
+
     for i, given in enumerate(ids):
         if len(given) >= writer.limit:
             raise ValueError(
@@ -107,7 +111,7 @@ def generate(
         number += 1  # every round has noise of its own
         if max_text:  # else pictures alone are asked for
             going = [i for i in going if room(i) > 0]
-            wanted = [_talk(ids[i], room(i)) for i in going]
+            wanted = [talk_of(i) for i in going]
             said = list(writer.tokens(wanted, talk, number)) if wanted else []
             for i, tokens in zip(going, said, strict=True):
                 pieces = tokens[forms.inside(tokens, layout.text)]
@@ -190,5 +194,8 @@ def _turn(layout: Layout, parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([_start(layout), *parts, ends])
 
 
-def _talk(before: np.ndarray, longest: int) -> Prompt:
-    return Prompt((before.astype(np.int32),), (np.full(longest, TALK, np.int32),))
+def _talk(before: np.ndarray, longest: int, drawable: int) -> Prompt:
+    """What stands before a text of at most `longest` pieces, so many of whose first
+    places may begin a picture instead."""
+    script = np.where(np.arange(longest) < drawable, TALK, SAY).astype(np.int32)
+    return Prompt((before.astype(np.int32),), (script,))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from cm3leon_jax import config as configs
 from cm3leon_jax import workdir
@@ -135,7 +136,12 @@ def export(
     images = load_image_tokenizer(source)
     texts, words = source / "text_tokenizer", None
     if (texts / bytelevel.FILE).is_file():
-        words = bytelevel.JsonTokenizer(texts / bytelevel.FILE).ids
+        tokenizer = bytelevel.JsonTokenizer(texts / bytelevel.FILE)
+        words = tokenizer.ids
+        # Back into the order of the words, as the import put it in that of the ids.
+        order = np.argsort(chameleon.check_vocabulary(tokenizer, system.layout))
+        model = images.model
+        model.codebook = jax.tree.map(lambda x: x[order], model.codebook)
     with _whole(target) as folder:
         card = _card(source, checkpoint, system)
         pictures = (images.config, images.model)

@@ -238,6 +238,14 @@ def run(
             f"{system.name!r} has no stage {name}: its config has no section "
             f"{'retrieval' if name in _OF_RETRIEVAL else 'sft'}"
         )
+    for folder in _CONVERTED if system.origin else ():
+        changed = workdir.changes(directory / folder, system.stage_inputs[folder])
+        if changed:
+            raise FileExistsError(
+                f"{directory / folder} was converted with other settings ({changed}): "
+                f"leave out --config, or give one that says what {directory}/"
+                f"{configs.FILE} says"
+            )
     stale = {}
     for stage in known:
         folder = FOLDERS[stage]

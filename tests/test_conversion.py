@@ -12,20 +12,16 @@ import numpy as np
 import pytest
 import references
 import tiny_chameleon as tiny
-from flax import nnx
 from PIL import Image as Pillow
 
 from cm3leon_jax import conversation, conversion, stages
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document, Image, Text
-from cm3leon_jax.interop import hub
 from cm3leon_jax.interop.shards import Shards
-from cm3leon_jax.models.decoder import Decoder, DecoderConfig
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import System
 from cm3leon_jax.tokenizers.bytelevel import JsonTokenizer
 from cm3leon_jax.training.checkpoint import leaf_names, load_model
-from cm3leon_jax.vocab import build
 from configs import chameleon_7b, chameleon_34b
 
 for library in ("tokenizers", "safetensors"):
@@ -161,13 +157,43 @@ def test_talk_is_text_until_a_picture_or_the_end(model):
     ends = set()
     for seed in range(3):
         for answer in model.writer.tokens(
-            [conversation._talk(np.array([layout.bos]), 40)] * 8, [Sampler()], seed
+            [conversation._talk(np.array([layout.bos]), 40, 40)] * 8, [Sampler()], seed
         ):
             inside = np.isin(answer, layout.text)
             length = int(inside.argmin()) if not inside.all() else len(answer)
             ends.add(int(answer[length]) if length < len(answer) else None)
             assert (answer[length + 1 :] == layout.pad).all()
     assert ends - {layout.pad, None} == {layout.brk, layout.eos}
+
+
+def test_no_picture_is_begun_that_cannot_be_drawn(model, monkeypatch):
+    """In a caption, without one to draw, or where the context does not hold it."""
+    layout, count, said = model.layout, model.codec.image_tokens, []
+    tokens = model.writer.tokens
+
+    def kept(wanted, *options):
+        for prompt, written in zip(wanted, tokens(wanted, *options), strict=True):
+            said.append((prompt, written))
+            yield written
+
+    monkeypatch.setattr(model.writer, "tokens", kept)
+    hot = Sampler(temperature=100.0)  # else these tokens are rare
+    model.caption([WHITE] * 8, max_text=50, sampler=hot)
+    document = Document((Text("hi"),))
+    model.generate([document] * 8, images=0, max_text=50, sampler=hot)
+    assert len(said) == 16 and not any(layout.brk in written for _, written in said)
+    assert any(layout.eos in written for _, written in said)
+    said.clear()
+    model.generate([Document((Text("x" * 50),))] * 8, images=1, sampler=hot)
+    talks = [(p, w) for p, w in said if p.scripts[0][0] != conversation.IMAGE]
+    begun = [
+        len(p.streams[0]) + w.tolist().index(layout.brk)
+        for p, w in talks
+        if layout.brk in w
+    ]
+    assert begun and max(begun) + count + 2 <= model.writer.limit
+    (script,) = conversation._talk(np.zeros(60, int), 30, 96 - 60 - 16 - 1).scripts
+    assert (script == conversation.TALK).sum() == 96 - (60 + 16 + 2) + 1
 
 
 def test_words_of_special_ids_are_text(folder):
@@ -185,7 +211,13 @@ def test_words_of_special_ids_are_text(folder):
 # ------------------------------------------------------------------ and back
 
 
-def test_round_trip_keeps_every_tensor(folder, workdir, tmp_path):
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_round_trip_keeps_every_tensor(folder, workdir, tmp_path, shuffled):
+    if shuffled:  # the words of image codes in another order than their ids
+        folder = tiny.write(tmp_path / "anole", shuffled=True)
+        (folder / "tokenizer_config.json").write_text("{}")
+        workdir = tmp_path / "work"
+        conversion.import_chameleon(folder, workdir, tiny.config())
     conversion.export(workdir, tmp_path / "back")
     before, after = Shards(folder), Shards(tmp_path / "back")
     assert set(before.places) == set(after.places)
@@ -204,6 +236,40 @@ def test_round_trip_keeps_every_tensor(folder, workdir, tmp_path):
     )
     with pytest.raises(FileExistsError, match="back exists: give a new folder"):
         conversion.export(workdir, tmp_path / "back")
+
+
+def test_image_tokenizer_of_its_own_file(folder, tmp_path):
+    """Meta's vqgan.ckpt, for folders without the decoder of pictures."""
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    bare = tiny.write(tmp_path / "chameleon", decoder=False)
+    arrays = tiny.fill(tiny.image_shapes(tiny.IMAGES), seed=1)
+    file = tmp_path / "vqgan.ckpt"
+
+    def convert(name, arrays):
+        torch.save(
+            {"state_dict": {n: torch.tensor(x) for n, x in arrays.items()}}, file
+        )
+        conversion.import_chameleon(bare, tmp_path / name, tiny.config(), file)
+        return tmp_path / name
+
+    conversion.export(convert("work", arrays), tmp_path / "back")
+    before, after = Shards(folder), Shards(tmp_path / "back")
+    for name in before.places:  # the decoder of pictures among them
+        np.testing.assert_array_equal(before.view(name), after.view(name), name)
+    for name in ("quantize.embedding.weight", "encoder.conv_in.weight"):
+        with pytest.raises(ValueError, match=f"ckpt: {name} is not .*another model"):
+            convert("other", arrays | {name: 1.5 * arrays[name]})
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_config_of_other_sizes_leaves_a_conversion_alone(workdir):
+    before = (workdir / "config.json").read_text()
+    other = chameleon_7b.get_config().to_dict()
+    for overwrite in (False, True):
+        with pytest.raises(FileExistsError, match="converted with other settings"):
+            stages.run(other, workdir, ["prepare_data"], overwrite)
+    assert (workdir / "config.json").read_text() == before
+    assert CM3Leon.load(workdir).layout.size == tiny.TOTAL
 
 
 def test_bfloat16_stays_so_and_is_read_as_float32(tmp_path):
@@ -225,39 +291,6 @@ def test_bfloat16_stays_so_and_is_read_as_float32(tmp_path):
     assert Shards(tmp_path / "wide").view("lm_head.weight").dtype == np.float32
 
 
-def random_decoder(**settings):
-    sizes = {"vocab": 64, "layers": 2, "width": 32, "heads": 4, "mlp": 48, "length": 24}
-    config = DecoderConfig(**sizes | settings)
-    shapes, structure = jax.tree.flatten(Decoder(config, nnx.Rngs(0)))
-    rng = np.random.default_rng(1)
-    arrays = [rng.normal(0, 0.3, x.shape).astype(np.float32) for x in shapes]
-    return structure.unflatten([jnp.asarray(x) for x in arrays])
-
-
-LLAMA = {"norm": "rms", "activation": "swiglu", "positions": "rope"}
-LAYOUT = build(text=20, image=16, classes=0, sentinels=8, total=128)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"tie_embeddings": True}, LLAMA, LLAMA | {"kv_heads": 2}],
-    ids=["paper", "tied", "llama", "shared keys"],
-)
-def test_our_decoders_in_transformers(tmp_path, settings):
-    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    transformers = references.module("transformers")
-    decoder = random_decoder(**settings)
-    hub.write(tmp_path / "out", decoder, LAYOUT, None, words=None, card="")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    tokens = np.random.default_rng(2).integers(0, 64, (2, 20))
-    with torch.no_grad():
-        wanted = theirs(input_ids=torch.tensor(tokens)).logits.numpy()
-    assert wanted.std() > 0.3
-    np.testing.assert_allclose(decoder(tokens), wanted, atol=1e-4)
-
-
 def test_transformers_reads_what_was_handed_back(workdir, model, tmp_path):
     torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
     transformers = references.module("transformers")
@@ -268,17 +301,6 @@ def test_transformers_reads_what_was_handed_back(workdir, model, tmp_path):
     tokens = np.random.default_rng(2).integers(0, tiny.TOTAL, (2, 20))
     wanted = tiny.logits(theirs, tokens)
     np.testing.assert_allclose(model.decoder(tokens), wanted, atol=1e-4)
-
-
-def test_decoders_that_transformers_has_not():
-    for changes, message in (
-        ({"positions": "both"}, "decoder.positions='both'"),
-        ({"qk_norm": True}, "decoder.qk_norm=True"),
-        (LLAMA | {"post_norm": True}, "decoder.post_norm=True without QK-norm"),
-        (LLAMA | {"qk_norm": True, "norm_eps": 1e-6}, "decoder.norm_eps=1e-06"),
-    ):
-        with pytest.raises(ValueError, match=f"no model with {message}"):
-            hub.settings(random_decoder(**changes).config, LAYOUT)
 
 
 @pytest.mark.slow

@@ -96,6 +96,12 @@ BAD = {
         changed("config.json", vq_config=tiny.IMAGES | {"channel_multiplier": []}),
         r"config.json: vq_config: channel multipliers \(\) must begin with 1",
     ),
+    "end of a turn": (
+        lambda folder: tiny.tokenizer(
+            tiny.words() | {"<reserved08706>": 31, "<image>": 30}
+        ).save(str(folder / "tokenizer.json")),
+        r"tokenizer\.json: <reserved08706> is 31, in Chameleon's order it is 30",
+    ),
     "tokenizer": (
         lambda folder: tiny.tokenizer(
             {w: i for w, i in tiny.words().items() if i < tiny.TOTAL - 2}

@@ -147,18 +147,17 @@ def check_vocabulary(tokenizer: JsonTokenizer, layout: vocab.Layout) -> np.ndarr
     """
     ids, wanted = tokenizer.ids, {"<s>": layout.bos, "<pad>": layout.pad}
     wanted |= {"</s>": layout.eos, "<eoss>": layout.eoss, "<racm3:break>": layout.brk}
-    for word, place in wanted.items():
-        if word not in ids or ids[word] != place:
-            has = ids[word] if word in ids else "nothing"
-            raise ValueError(
-                f"{tokenizer.path}: {word} is {has}, in Chameleon's order it is {place}"
-            )
+    _check_words(tokenizer, wanted)
     if tokenizer.text != layout.text or max(ids.values()) >= layout.size:
         raise ValueError(
             f"{tokenizer.path} has text pieces {tokenizer.text.start} to "
             f"{tokenizer.text.stop - 1} and ids up to {max(ids.values())}, the decoder "
             f"has {layout.text.start} to {layout.text.stop - 1}: of another size"
         )
+    assert layout.turn is not None  # of this family
+    placeholder = "<image>" if "<image>" in ids else "<reserved08707>"
+    wanted = {"<reserved08706>": layout.turn, placeholder: layout.turn + 1}
+    _check_words(tokenizer, wanted)
     words = {i: word for word, i in ids.items() if word.startswith("IMGIMG")}
     digits = str.maketrans("ABCDEFGHIJ", "0123456789")
     codes = [int(words[i][6:-1].translate(digits)) for i in sorted(words)]
@@ -170,15 +169,27 @@ def check_vocabulary(tokenizer: JsonTokenizer, layout: vocab.Layout) -> np.ndarr
     return np.array(codes)
 
 
+def _check_words(tokenizer: JsonTokenizer, wanted: Mapping[str, int | None]) -> None:
+    ids = tokenizer.ids
+    for word, place in wanted.items():
+        if word not in ids or ids[word] != place:
+            has = ids[word] if word in ids else "nothing"
+            raise ValueError(
+                f"{tokenizer.path}: {word} is {has}, in Chameleon's order it is {place}"
+            )
+
+
 def read_images(
     shards: Shards, config: VQGANConfig, codes: np.ndarray, checkpoint: Path | None
 ) -> VQGAN:
     """The image tokenizer, its codebook in the order of the image ids.
 
-    `checkpoint` is Meta's vqgan.ckpt, for folders without the decoder.
+    `checkpoint` is Meta's vqgan.ckpt, for folders without the decoder; ValueError
+    where it is not of the same model as what the folder has.
     """
     if checkpoint is not None:
         model = taming.load_as(config, checkpoint)
+        _check_same(shards, model, checkpoint)
     else:
         state = {
             name.removeprefix(IMAGES): shards.view(name)
@@ -198,6 +209,19 @@ def read_images(
     if (codes != np.arange(len(codes))).any():
         model.codebook = jax.tree.map(lambda x: x[codes], model.codebook)
     return model
+
+
+def _check_same(shards: Shards, model: VQGAN, checkpoint: Path) -> None:
+    for name, x in taming.tensors(model, taming.NAMES):
+        if name.startswith("decoder.") or IMAGES + name not in shards.places:
+            continue
+        there = np.asarray(shards.view(IMAGES + name, x.shape), np.float32)
+        # The folder may have fewer bits.
+        if not np.abs(x - there).max() <= 0.01 * np.abs(there).max():
+            raise ValueError(
+                f"{checkpoint}: {name} is not {IMAGES}{name} of "
+                f"{shards.path(IMAGES + name)}: it is of another model"
+            )
 
 
 def read_decoder(

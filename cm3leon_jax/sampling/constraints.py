@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cm3leon_jax.sampling.prompts import CLASS, FREE, IMAGE, TALK, TEXT, Batch
+from cm3leon_jax.sampling.prompts import CLASS, FREE, IMAGE, SAY, TALK, TEXT, Batch
 from cm3leon_jax.vocab import Layout
 
 
@@ -57,6 +57,7 @@ def writable(script_GBT: np.ndarray, layout: Layout) -> range:
             (CLASS, layout.classes),
             (FREE, range(layout.size)),
             (TALK, range(layout.size)),
+            (SAY, range(layout.size)),
         )
         if code in codes and part
     ]
@@ -75,6 +76,7 @@ def runs(script_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
     left      1  3  2  1  1
     """
     T = script_BT.shape[1]
+    script_BT = jnp.where(script_BT == SAY, TALK, script_BT)
     change_BT = script_BT[:, 1:] != script_BT[:, :-1]
     begins_BT = jnp.pad(change_BT, ((0, 0), (1, 0)), constant_values=True)
     ends_BT = jnp.pad(change_BT, ((0, 0), (0, 1)), constant_values=True)
@@ -107,7 +109,7 @@ def allowed(
     )
     opened_B = (previous_B == layout.brk) | (previous_B == layout.eos)
     text_B, image_B, free_B = code_B == TEXT, code_B == IMAGE, code_B == FREE
-    talk_B = code_B == TALK
+    talk_B = (code_B == TALK) | (code_B == SAY)
     starts_B = (previous_B == layout.brk) & (run_left_B >= image_tokens)
     pieces_B = (text_B & (run_left_B > 1)) | (free_B & ~inside_B & ~image_before_B)
     codes_B = image_B | (free_B & (inside_B | starts_B))
@@ -120,7 +122,8 @@ def allowed(
     return (
         where((ids_V >= layout.text.start) & (ids_V < layout.text.stop), pieces_B)
         | where((ids_V >= layout.image.start) & (ids_V < layout.image.stop), codes_B)
-        | where((ids_V == layout.brk) | (ids_V == layout.eos), closing_B)
+        | where(ids_V == layout.brk, closing_B & (code_B != SAY))
+        | where(ids_V == layout.eos, closing_B)
         | where(ids_V == layout.eoss, text_B)
         | where(class_V, code_B == CLASS)
     )
@@ -152,7 +155,8 @@ def advance(
     ends_B = ((code_B == TEXT) & (token_B == layout.eoss)) | (
         (code_B == FREE) & (token_B == layout.eos)
     )
-    ends_B |= (code_B == TALK) & ((token_B == layout.eos) | (token_B == layout.brk))
+    talk_B = (code_B == TALK) | (code_B == SAY)
+    ends_B |= talk_B & ((token_B == layout.eos) | (token_B == layout.brk))
     return Written(
         previous_B=jnp.where(token_B == layout.pad, state.previous_B, token_B),
         image_left_B=jnp.where(is_code_B & (code_B != IMAGE), left_B, 0),

@@ -8,6 +8,7 @@ A script says for every position after the prompt what may stand there:
               position of a run is <eoss> at the latest, so that every span is closed
     FREE      text, <break>, whole images, <eos>: the rest of the run stays <pad>
     TALK      a text piece, or <break> or <eos>: the rest of the run stays <pad>
+    SAY       as TALK, and of the same run, but no <break>
     CLASS     a class of a segmentation map, of those that the caller allows
 
 The forms are those of training samples (paper sections 1.6, 1.7), for example
@@ -36,7 +37,7 @@ import numpy as np
 from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.vocab import Layout
 
-IMAGE, TEXT, FREE, CLASS, TALK = -1, -2, -3, -4, -5
+IMAGE, TEXT, FREE, CLASS, TALK, SAY = -1, -2, -3, -4, -5, -6
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,8 +51,8 @@ def words() -> dict[str, int]:
     names += [f"IMGIMG{str(code).translate(letters)}Z" for code in range(CODES)]
     names += ["<eoss>", "<racm3:break>"]
     reserved = TOTAL - TEXT - len(names)
-    names += [f"<reserved{CODES + 2 + i:05}>" for i in range(reserved - 1)]
-    names += ["<image>"]
+    names += [f"<reserved{CODES + 2 + i:05}>" for i in range(reserved)]
+    names[names.index("<reserved08706>") + 1] = "<image>"
     names += [f"piece{i}" for i in range(TEXT)]
     return {name: i for i, name in enumerate(names)}
 
