@@ -50,6 +50,7 @@ def import_chameleon(
     `config` is one of `configs/chameleon_*.py`; sizes are the folder's own. Raises
     FileNotFoundError or ValueError, naming file and tensor, before anything is written.
     """
+    _check_new(target)
     shards, file = Shards(source), chameleon.read_settings(source)
     tokenizer = chameleon.load_tokenizer(source)
     made = chameleon.system(config, file, shards, tokenizer.size)
@@ -107,6 +108,7 @@ def _save_decoder(folder: Path, decoder: Decoder, system: System) -> Results:
 def import_images(source: Path, target: Path, image_size: int = 256) -> Results:
     """A VQGAN's checkpoint -> a folder for `ImageTokenizer.load`: a .ckpt of taming or
     Meta with a YAML file of its name, or the first one beside it; else LlamaGen's."""
+    _check_new(target)
     beside = [source.with_suffix(".yaml"), *sorted(source.parent.glob("*.yaml"))]
     if source.suffix == ".ckpt":
         found = [path for path in beside if path.is_file()]
@@ -128,6 +130,7 @@ def export(
     """
     if jax.process_count() > 1:
         raise ValueError("one process alone writes for transformers: start no others")
+    _check_new(target)
     system = System.load(source)
     hub.settings(system.decoder_config, system.layout)  # before anything is read
     decoder = _finished(source / checkpoint, system)
@@ -180,7 +183,8 @@ def _card(source: Path, checkpoint: str, system: System) -> str:
     """What the folder's README.md says of a model."""
     facts = workdir.results(source / checkpoint)
     decoder, layout = system.decoder_config, system.layout
-    run = system.sft if checkpoint == "sft" and system.sft else system.pretrain
+    sft = None if checkpoint == "pretrain" else system.sft
+    run = sft or system.pretrain
     rows = {
         "system": system.name,
         "checkpoint": f"{checkpoint}, step {latest_step(source / checkpoint)}",
@@ -190,10 +194,26 @@ def _card(source: Path, checkpoint: str, system: System) -> str:
         "context": f"{decoder.length} tokens",
         "ids": f"{layout.size}: text {layout.text}, image codes {layout.image}, begin "
         f"and end of an image {layout.brk} and {layout.eoss}",
-        "rows of a batch, of tokens": f"{run.batch_size}, {run.packing.row_length}",
-        "optimizer": json.dumps(vars(run.optimizer), default=str),
+    }
+    if system.origin and sft is None:
+        rows["training"] = "converted, not trained here"
+    else:
+        rows |= {
+            "rows of a batch, of tokens": f"{run.batch_size}, {run.packing.row_length}",
+            "optimizer": json.dumps(vars(run.optimizer), default=str),
+            "seed": str(system.seed_of(run)),
+            "data": f"{system.data.source} {sft.path if sft else ''}".strip(),
+        }
+    if sft is not None:
+        rows |= {
+            "tuned from": sft.start,
+            "tasks and weights": json.dumps(dict(sft.tasks)),
+            "parameters trained": json.dumps(vars(sft.parts), default=list),
+        }
+    left_out = ("inputs_hash", "overlong_ids")
+    rows |= {
         "settings (hash)": configs.config_hash(configs.read(source)),
-        "results": json.dumps({k: v for k, v in facts.items() if k != "inputs_hash"}),
+        "results": json.dumps({k: v for k, v in facts.items() if k not in left_out}),
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     return (
@@ -204,12 +224,16 @@ def _card(source: Path, checkpoint: str, system: System) -> str:
     )
 
 
+def _check_new(target: Path) -> None:
+    if Path(target).exists():
+        raise FileExistsError(f"{target} exists: give a new folder, or delete that one")
+
+
 @contextlib.contextmanager
 def _whole(target: Path) -> Iterator[Path]:
     """A folder that becomes `target` at the end; FileExistsError where that is."""
+    _check_new(target)
     target = Path(target).absolute()
-    if target.exists():
-        raise FileExistsError(f"{target} exists: give a new folder, or delete that one")
     partial = target.with_name(f".{target.name}.partial")
     together("begun")
     if jax.process_index() == 0:

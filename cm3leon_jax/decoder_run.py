@@ -61,7 +61,11 @@ def decoder_functions(
     Raises ValueError where the mesh cannot split the heads or the feed-forward.
     """
     config, compute = system.decoder_config, system.rules.compute
-    for name, axes in (("heads", compute.heads), ("mlp", compute.mlp)):
+    for name, axes in (
+        ("heads", compute.heads),
+        ("key_heads", compute.heads),
+        ("mlp", compute.mlp),
+    ):
         size, pieces = (
             getattr(config, name),
             math.prod(mesh.shape[a] for a in axes),

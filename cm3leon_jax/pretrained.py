@@ -190,6 +190,8 @@ def generate(
         )
     documents = listed(documents, Document, "documents")
     if conversation.speaks(writer):
+        if not isinstance(retrieve, int) or retrieve != 0:
+            conversation.refuse(writer, "to go on after retrieved documents")
         return conversation.generate(writer, documents, images, max_text, sampler, seed)
     rows = writer.context.rows_like(retrieve, documents)
     room = images * (writer.codec.image_tokens + 1)

@@ -2,14 +2,15 @@
 
     python launch/convert.py --from DIR --to WORKDIR
 
-Then the stages prepare_tasks, tokenize_tasks and sft of a variant, `--config` this file
-`:anole`, with `vocabulary.text=N` and `sft.path`, a folder that is there.
-Conversion prints N, the number of text pieces (the one below is a guess), and writes
-all sizes of the folder into WORKDIR/config.json. `pretrain` tells how Meta trained it
-(8M tokens an update, rate 1e-4) and is not run. Variants have a section `sft`, with our
-tasks and templates, that trains all weights (`tuned`), the rows of image ids of the
-head alone (`anole`: so Anole taught Chameleon to draw), or low-rank changes of all
-matrices (`lora`). The examples are yours: `sft.path` is a folder with `TASK.jsonl`.
+Conversion writes all sizes of the folder into WORKDIR/config.json (those below are
+guesses), and with `--config configs/chameleon_7b.py:VARIANT` the section `sft` too:
+launch/prepare_tasks.py and launch/sft.py then need WORKDIR alone. Once there is a
+WORKDIR, a config given to them must have its sizes, as `vocabulary.text`. `pretrain`
+tells how Meta trained it (8M tokens an update, rate 1e-4) and is not run. Variants have
+a section `sft`, with our tasks and templates, that trains all weights (`tuned`), the
+rows of image ids of the head alone (`anole`: so Anole taught Chameleon to draw), or
+low-rank changes of all matrices (`lora`). The examples are yours: `sft.path` is a
+folder with `TASK.jsonl`.
 """
 
 from ml_collections import ConfigDict

@@ -26,6 +26,12 @@ IMAGES = flags.DEFINE_string("image_tokenizer", None, "Meta's vqgan.ckpt.")
 SIZE = flags.DEFINE_integer("image_size", 256, "Of LlamaGen's pictures.")
 
 
+def _only(what: str, *known: str) -> None:
+    for name in ("config", "checkpoint", "dtype", "image_tokenizer", "image_size"):
+        if name not in known and flags.FLAGS[name].present:
+            raise ValueError(f"--{name} says nothing to {what}: leave it out")
+
+
 def main() -> dict:
     from cm3leon_jax import conversion
     from cm3leon_jax.config import read_json
@@ -38,13 +44,18 @@ def main() -> dict:
     distributed.initialize()
     source, target = Path(FROM.value), Path(TO.value)
     if source.is_file():
+        _only("a VQGAN's checkpoint", "image_size")
         return conversion.import_images(source, target, SIZE.value)
     settings = source / "config.json"
     if not settings.is_file():
         raise FileNotFoundError(f"{settings} does not exist: nothing to convert there")
     found = read_json(settings, "download it again")
+    if not isinstance(found, dict):
+        raise ValueError(f"{settings} has no settings: download it again")
     if "vocabulary" in found:
+        _only("a work directory", "checkpoint", "dtype")
         return conversion.export(source, target, CHECKPOINT.value, DTYPE.value)
+    _only("a folder of Hugging Face", "config", "image_tokenizer")
     size = "34b" if "swin_norm" in found and found["swin_norm"] else "7b"
     name = CONFIG.value or f"configs/chameleon_{size}.py"
     config = command.read_config_file(name, "--config")

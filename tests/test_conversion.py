@@ -1,5 +1,6 @@
 """Foreign weights as work directories, used and handed back."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image as Pillow
 from cm3leon_jax import conversation, conversion, stages
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.interop import shards
 from cm3leon_jax.interop.shards import Shards
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import System
@@ -70,6 +72,25 @@ def test_origin_is_a_known_family():
 
 
 # ------------------------------------------------------------------ use
+
+
+def test_prompts_are_the_published_ones(model, monkeypatch):
+    layout = model.layout
+    h, i = layout.text_ids(model.codec.text.encode("hi"))
+    (drawing,) = conversation.drawings(model.writer, ["hi"])
+    bos, brk, turn = layout.bos, layout.brk, layout.turn
+    full, *others = [ids.tolist() for ids in drawing.prompt.streams]
+    assert full == [bos, h, i, turn, brk] and others == [[bos, brk]] * 2
+    asked = []
+    monkeypatch.setattr(model.writer, "tokens", lambda w, *_: asked.extend(w) or [])
+    model.caption([WHITE])
+    ((ids,),) = [prompt.streams for prompt in asked]
+    question = layout.text_ids(model.codec.text.encode(conversation.QUESTION))
+    assert ids[[0, 1, 18, -1]].tolist() == [bos, brk, layout.eoss, turn]
+    assert np.isin(ids[2:18], layout.image).all()
+    np.testing.assert_array_equal(ids[19:-1], question)
+    with pytest.raises(ValueError, match="to go on after retrieved documents"):
+        model.generate([Document((Text("hi"),))], retrieve=2)
 
 
 def test_three_streams_guide_a_picture(model):
@@ -212,7 +233,11 @@ def test_words_of_special_ids_are_text(folder):
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_round_trip_keeps_every_tensor(folder, workdir, tmp_path, shuffled):
+def test_round_trip_keeps_every_tensor(
+    folder, workdir, tmp_path, monkeypatch, shuffled
+):
+    write = functools.partial(shards.write, limit=20_000)
+    monkeypatch.setattr(shards, "write", write)
     if shuffled:  # the words of image codes in another order than their ids
         folder = tiny.write(tmp_path / "anole", shuffled=True)
         (folder / "tokenizer_config.json").write_text("{}")
@@ -221,6 +246,7 @@ def test_round_trip_keeps_every_tensor(folder, workdir, tmp_path, shuffled):
     conversion.export(workdir, tmp_path / "back")
     before, after = Shards(folder), Shards(tmp_path / "back")
     assert set(before.places) == set(after.places)
+    assert len({place.path for place in after.places.values()}) > 3
     for name in before.places:
         np.testing.assert_array_equal(before.view(name), after.view(name), name)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -234,32 +260,10 @@ def test_round_trip_keeps_every_tensor(folder, workdir, tmp_path, shuffled):
     assert (
         "| converted from | chameleon |" in card and "| parameters | 36,256 |" in card
     )
+    assert "| training | converted, not trained here |" in card
+    assert "optimizer" not in card
     with pytest.raises(FileExistsError, match="back exists: give a new folder"):
         conversion.export(workdir, tmp_path / "back")
-
-
-def test_image_tokenizer_of_its_own_file(folder, tmp_path):
-    """Meta's vqgan.ckpt, for folders without the decoder of pictures."""
-    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
-    bare = tiny.write(tmp_path / "chameleon", decoder=False)
-    arrays = tiny.fill(tiny.image_shapes(tiny.IMAGES), seed=1)
-    file = tmp_path / "vqgan.ckpt"
-
-    def convert(name, arrays):
-        torch.save(
-            {"state_dict": {n: torch.tensor(x) for n, x in arrays.items()}}, file
-        )
-        conversion.import_chameleon(bare, tmp_path / name, tiny.config(), file)
-        return tmp_path / name
-
-    conversion.export(convert("work", arrays), tmp_path / "back")
-    before, after = Shards(folder), Shards(tmp_path / "back")
-    for name in before.places:  # the decoder of pictures among them
-        np.testing.assert_array_equal(before.view(name), after.view(name), name)
-    for name in ("quantize.embedding.weight", "encoder.conv_in.weight"):
-        with pytest.raises(ValueError, match=f"ckpt: {name} is not .*another model"):
-            convert("other", arrays | {name: 1.5 * arrays[name]})
-    assert not (tmp_path / "other").exists()
 
 
 def test_a_config_of_other_sizes_leaves_a_conversion_alone(workdir):
@@ -377,3 +381,9 @@ def test_tuning_a_converted_model(workdir, tmp_path, variant):
                 assert set(columns) <= set(image) and len(columns) > len(image) // 2
     (picture,) = tuned.text_to_image(["grey 20"])
     assert picture.size == (16, 16)
+    conversion.export(work, tmp_path / "tuned", "sft")
+    head = Shards(tmp_path / "tuned").view("lm_head.weight")
+    np.testing.assert_array_equal(np.asarray(tuned.decoder.unembed[...]).T, head)
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    rank = 16 if variant == "lora" else 0
+    assert f'"rank": {rank}' in card and '"caption_short": 1.0' in card

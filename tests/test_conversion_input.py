@@ -1,4 +1,7 @@
-"""Folders that cannot be converted: one message, and nothing is written."""
+"""Folders that cannot be converted: one message, and nothing is written.
+
+And image tokenizers from files of their own.
+"""
 
 import json
 import shutil
@@ -8,6 +11,7 @@ import pytest
 import tiny_chameleon as tiny
 
 from cm3leon_jax import conversion
+from cm3leon_jax.interop.shards import Shards
 
 for library in ("tokenizers", "safetensors"):
     pytest.importorskip(library, reason="the extra `foreign` is not installed")
@@ -50,6 +54,13 @@ def replaced(name, value):
     return rewritten(lambda found: found.update({name: value}))
 
 
+def nameless(folder):
+    words = {"IMGIMGZ" if i == 5 else w: i for w, i in tiny.words().items()}
+    made = tiny.tokenizer(words)
+    made.add_special_tokens(["IMGIMGZ"])
+    made.save(str(folder / "tokenizer.json"))
+
+
 FIRST = "model.vqmodel.encoder.conv_in.weight"
 BAD = {
     "missing shard": (
@@ -66,7 +77,7 @@ BAD = {
     ),
     "type": (
         replaced("model.norm.weight", np.ones(32, np.int32)),
-        r"b\.safetensors is damaged .*model\.norm\.weight is I32, only F64",
+        r"b\.safetensors: tensor model\.norm\.weight is I32, only F64",
     ),
     "name": (
         replaced("model.other.weight", np.ones(32, np.float32)),
@@ -87,6 +98,26 @@ BAD = {
     "index": (
         lambda folder: (folder / INDEX).write_text("[]"),
         r'index\.json has no "weight_map" of names and files',
+    ),
+    "index, empty": (
+        changed(INDEX, weight_map={}),
+        r'index\.json has no "weight_map" of names and files',
+    ),
+    "no number": (
+        changed("config.json", vocab_size=None),
+        r"config\.json: vocab_size=None must be a positive number",
+    ),
+    "no list": (
+        changed("config.json", vq_config=tiny.IMAGES | {"attn_resolutions": 3}),
+        r"config\.json: vq_config: attn_resolutions=3 must be a list",
+    ),
+    "no list of levels": (
+        changed("config.json", vq_config=tiny.IMAGES | {"channel_multiplier": None}),
+        r"config\.json: vq_config: channel multipliers \(\) must begin with 1",
+    ),
+    "no image word": (
+        nameless,
+        r"tokenizer\.json: IMGIMGZ is no image word",
     ),
     "family": (
         changed("config.json", model_type="llama"),
@@ -121,6 +152,40 @@ def test_bad_input_is_one_message_and_leaves_nothing(folder, tmp_path, kind):
         conversion.import_chameleon(broken, tmp_path / "work", tiny.config())
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_folder_that_exists_is_refused_before_anything_is_read(tmp_path):
+    for convert in (
+        lambda: conversion.import_chameleon(tmp_path / "a", tmp_path, tiny.config()),
+        lambda: conversion.import_images(tmp_path / "a.pt", tmp_path),
+        lambda: conversion.export(tmp_path / "a", tmp_path),
+    ):
+        with pytest.raises(FileExistsError, match="exists: give a new folder"):
+            convert()
+
+
+def test_image_tokenizer_of_its_own_file(folder, tmp_path):
+    """Meta's vqgan.ckpt, for folders without the decoder of pictures."""
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    bare = tiny.write(tmp_path / "chameleon", decoder=False)
+    arrays = tiny.fill(tiny.image_shapes(tiny.IMAGES), seed=1)
+    file = tmp_path / "vqgan.ckpt"
+
+    def convert(name, arrays):
+        torch.save(
+            {"state_dict": {n: torch.tensor(x) for n, x in arrays.items()}}, file
+        )
+        conversion.import_chameleon(bare, tmp_path / name, tiny.config(), file)
+        return tmp_path / name
+
+    conversion.export(convert("work", arrays), tmp_path / "back")
+    before, after = Shards(folder), Shards(tmp_path / "back")
+    for name in before.places:  # the decoder of pictures among them
+        np.testing.assert_array_equal(before.view(name), after.view(name), name)
+    for name in ("quantize.embedding.weight", "encoder.conv_in.weight"):
+        with pytest.raises(ValueError, match=f"ckpt: {name} is not .*another model"):
+            convert("other", arrays | {name: 1.5 * arrays[name]})
+    assert not (tmp_path / "other").exists()
 
 
 def test_nothing_is_written_half(folder, tmp_path, monkeypatch):

@@ -174,6 +174,8 @@ def test_bad_files(tmp_path):
     checkpoint, file = tmp_path / "vqgan.ckpt", tmp_path / "vqgan.yaml"
     with pytest.raises(FileNotFoundError, match="none.yaml does not exist"):
         taming.load(checkpoint, tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match=r"ckpt has no tensor .* no LlamaGen"):
+        llamagen.load(checkpoint)
     file.write_text(yaml.safe_dump(settings(SIZES | {"latent_channels": 13})))
     with pytest.raises(ValueError, match=r"ckpt: \S+ is \[.*12.*say \[.*13"):
         taming.load(checkpoint, file)

@@ -13,6 +13,7 @@ pair neighbours). Norms before or after a branch (`swin_norm`: 34B) have the sam
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ _DEFAULTS = {
     **{"attention_bias": False, "mlp_bias": False, "swin_norm": False},
     **{"tie_word_embeddings": False, "rope_scaling": None},
 }
+_COUNTS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+_COUNTS += ("num_attention_heads", "max_position_embeddings")
 _IMAGE_DEFAULTS = {
     **{"embed_dim": 256, "num_embeddings": 8192, "latent_channels": 256},
     **{"resolution": 512, "base_channels": 128, "num_res_blocks": 2},
@@ -86,10 +89,15 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     family, or for what this decoder cannot be."""
     where = f"{folder}/{huggingface.SETTINGS}"
     file = huggingface.settings(folder)
+    if not isinstance(file, dict):
+        raise ValueError(f"{where} has no settings: download it again")
     family = file["model_type"] if "model_type" in file else None
     if family != "chameleon":
         raise ValueError(f"{where} describes a {family!r}, not a 'chameleon'")
     file = _DEFAULTS | file
+    for key in _COUNTS:
+        if type(file[key]) is not int or file[key] < 1:
+            raise ValueError(f"{where}: {key}={file[key]!r} must be a positive number")
     rope = (file["rope_parameters"] if "rope_parameters" in file else None) or {}
     if not isinstance(rope, dict):
         raise ValueError(f"{where}: rope_parameters={rope!r} is no section")
@@ -159,6 +167,9 @@ def check_vocabulary(tokenizer: JsonTokenizer, layout: vocab.Layout) -> np.ndarr
     wanted = {"<reserved08706>": layout.turn, placeholder: layout.turn + 1}
     _check_words(tokenizer, wanted)
     words = {i: word for word, i in ids.items() if word.startswith("IMGIMG")}
+    for word in words.values():
+        if not re.fullmatch("IMGIMG[A-J]+Z", word):
+            raise ValueError(f"{tokenizer.path}: {word} is no image word")
     digits = str.maketrans("ABCDEFGHIJ", "0123456789")
     codes = [int(words[i][6:-1].translate(digits)) for i in sorted(words)]
     if sorted(words) != list(layout.image) or sorted(codes) != list(range(len(codes))):

@@ -35,6 +35,11 @@ def load(
     levels = len(
         {n.split(".")[2] for n in state if n.startswith("encoder.conv_blocks")}
     )
+    if not levels:
+        raise ValueError(
+            f"{checkpoint} has no tensor encoder.conv_blocks.…: no LlamaGen tokenizer; "
+            "one of taming-transformers is read by the name of a .ckpt"
+        )
     channels = shape("encoder.conv_in.weight")[0]
     level = "encoder.conv_blocks.{}.res."
     widths = [shape(f"{level.format(i)}0.conv1.bias")[0] for i in range(levels)]

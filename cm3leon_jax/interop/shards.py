@@ -52,7 +52,7 @@ class Shards:
         if (self.folder / INDEX).is_file():
             index = read_json(self.folder / INDEX, "download it again")
             files = index["weight_map"] if "weight_map" in index else None
-            if not isinstance(files, dict) or not all(
+            if not (files and isinstance(files, dict)) or not all(
                 isinstance(file, str) for file in files.values()
             ):
                 raise ValueError(
@@ -114,13 +114,12 @@ def _header(path: Path) -> dict[str, Place]:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, Any] = json.loads(file.read(min(length, size)))
         header.pop("__metadata__", None)
-        found = {}
+        found, strange = {}, ""
         for name, entry in header.items():
             start, stop = entry["data_offsets"]
             if entry["dtype"] not in DTYPES:
-                raise ValueError(
-                    f"{name} is {entry['dtype']}, only {', '.join(DTYPES)} are read"
-                )
+                strange = f"{name} is {entry['dtype']}"
+                continue
             dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
             if stop - start != dtype.itemsize * math.prod(shape):
                 raise ValueError(f"{name} has {stop - start} bytes")
@@ -131,6 +130,8 @@ def _header(path: Path) -> dict[str, Place]:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error!r}): download it again"
         ) from error
+    if strange:
+        raise ValueError(f"{path}: tensor {strange}, only {', '.join(DTYPES)} are read")
     return found
 
 

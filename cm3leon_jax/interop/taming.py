@@ -93,7 +93,10 @@ def config_of(sizes: Mapping[str, Any], where: str | Path) -> VQGANConfig:
     for key, wanted in plain.items():
         if key in sizes and sizes[key] != wanted:
             raise ValueError(f"{where}: {key}={sizes[key]!r}, only {wanted!r} is read")
-    multipliers = tuple(sizes["channel_multiplier"])
+    for key in ("channel_multiplier", "attn_resolutions"):
+        if not isinstance(sizes[key] or [], list | tuple):
+            raise ValueError(f"{where}: {key}={sizes[key]!r} must be a list")
+    multipliers = tuple(sizes["channel_multiplier"] or ())
     if multipliers[:1] != (1,):
         raise ValueError(
             f"{where}: channel multipliers {multipliers} must begin with 1 here"

@@ -4,8 +4,8 @@
 
 Writes random bfloat16 weights in shards, converts them in a process of its own and
 watches that process: what it holds beyond its own shards of the decoder (on a CPU all
-of it) is to be at most 1.3 times the largest array. Pages of the mapped files, which
-the system may drop at any time, are told apart.
+of it) is to be at most 1.3 times the largest tensor of the files. Pages of the mapped
+files, which the system may drop at any time, are told apart.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def main() -> None:
                     "peak_bytes": peak["RssAnon"],
                     "peak_mapped_bytes": peak["RssFile"],
                     "beyond_shards_bytes": beyond,
-                    "ratio": round(beyond / facts["largest_shard_bytes"], 3),
+                    "ratio": round(beyond / tensor, 3),
                 }
             )
         )
