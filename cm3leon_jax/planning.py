@@ -237,10 +237,10 @@ def _tokenize(system: System, mesh: Mesh, rows: int | None) -> Program:
     return Program(
         function=encode,
         arguments=(model, images),
-        groups={"parameters": model, "batch": images},
+        groups={"parameters": (model.encoder, model.codebook), "batch": images},
         unit="pictures",
         per_run=count,
-        model_flops=math.nan,  # no formula: what the compiler counts stands beside it
+        model_flops=None,  # no formula: there is what the compiler counts
         settings={"rows_per_device": count // mesh.size},
     )
 

@@ -15,11 +15,11 @@ B, L, H, K = 4, 256, 2, 64
 splash = functools.partial(kernels.splash_attention, interpret=True)
 
 
-def results(attention, segments, heads=H):
+def results(attention, segments, heads=H, length=L):
     """The output, and the gradient of a sum of it in which every entry counts."""
     rng = np.random.default_rng(0)
     q, weight, k, v = (
-        jnp.asarray(rng.normal(size=(B, L, n, K)), jnp.float32)
+        jnp.asarray(rng.normal(size=(B, length, n, K)), jnp.float32)
         for n in (heads, heads, H, H)
     )
 
@@ -34,15 +34,18 @@ def results(attention, segments, heads=H):
     return jax.device_get(run(q, k, v))
 
 
-@pytest.mark.parametrize(("segmented", "heads"), [(False, H), (True, H), (True, 2 * H)])
-def test_splash_attention_is_the_plain_one_on_every_device(segmented, heads):
-    """With twice the heads of queries, two share keys."""
-    cut = np.random.default_rng(1).integers(1, L, (B, 1))
-    segments = jnp.asarray(np.where(np.arange(L) < cut, 1, 2), jnp.int32)
+@pytest.mark.parametrize(
+    ("segmented", "heads", "length"),
+    [(False, H, L), (True, H, L), (True, 2 * H, L), (True, H, 1024)],
+)
+def test_splash_attention_is_the_plain_one_on_every_device(segmented, heads, length):
+    """With twice the heads of queries, two share keys; 1,024 are several blocks."""
+    cut = np.random.default_rng(1).integers(1, length, (B, 1))
+    segments = jnp.asarray(np.where(np.arange(length) < cut, 1, 2), jnp.int32)
     segments = segments if segmented else None
-    oracle = results(xla_attention, segments, heads)
+    oracle = results(xla_attention, segments, heads, length)
     mesh = tiny.mesh_of(2, 2, 2)  # a row and a head on each
-    found = results(kernels.on_mesh(splash, mesh, tiny.RULES), segments, heads)
+    found = results(kernels.on_mesh(splash, mesh, tiny.RULES), segments, heads, length)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(oracle), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 

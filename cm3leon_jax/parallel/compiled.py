@@ -14,19 +14,20 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+
+from cm3leon_jax.parallel.program_text import Computation, Instruction, parse
 
 COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
     "collective-permute",
 )
-_BITS = {"pred": 8, "bf16": 16, "tf32": 32, "token": 0, "opaque": 0}
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
-_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _CALLED = re.compile(r"\b(?:calls|body|to_apply)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_BRANCHES = re.compile(
+    r"(?:branch_computations=\{|(?:true|false)_computation=)([\w.\-%, ]+)"
+)
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=(?:@?\w*)?mesh\[([^\]]*)\] ?\{([^}]*)\}")
@@ -49,64 +50,37 @@ _KERNELS = (
 )
 
 
-class Array(NamedTuple):
-    dtype: str
-    shape: tuple[int, ...]
-    on_chip: bool  # kept in the memory beside a TPU's units
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> float:
-        bits = re.search(r"\d+", self.dtype)
-        size = _BITS.get(self.dtype, int(bits[0]) if bits else 8)
-        return self.elements * size / 8
-
-
-@dataclass
-class _Instruction:
-    name: str
-    arrays: list[Array]
-    opcode: str
-    operands: list[str]
-    text: str
-
-    @property
-    def bytes(self) -> float:
-        return sum(array.bytes for array in self.arrays)
-
-
-@dataclass
-class _Computation:
-    name: str
-    instructions: dict[str, _Instruction] = field(default_factory=dict)
-    root: _Instruction | None = None
-
-
 @dataclass
 class Counts:
     """Of one device and one run: FLOPs of products, bytes written to and read from
     memory, bytes sent by each kind of collective, all in all (`near`) and that leave a
-    device's neighbourhood (`far`)."""
+    device's neighbourhood (`far`). `unknown`: loops of which nobody can say how often
+    they run; they count once."""
 
     flops: float = 0.0
     traffic: float = 0.0
     collectives: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     near: float = 0.0
     far: float = 0.0
+    unknown: int = 0
+
+    def add(self, other: Counts) -> None:
+        for name in ("flops", "traffic", "near", "far", "unknown"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for kind, size in other.collectives.items():
+            self.collectives[kind] += size
 
 
 def count(text: str, near: int) -> Counts:
     """What `compiled.as_text()` says; `near` devices in a row are neighbours.
 
-    Raises ValueError for a text without an entry.
+    Of the branches of a condition the costliest counts. Raises ValueError for a text
+    without an entry.
     """
-    computations, entry = _parse(text)
-    counts = Counts()
+    computations, entry = parse(text)
 
-    def walk(name: str, times: float, fused: bool) -> None:
+    def walk(name: str, times: float, fused: bool) -> Counts:
+        counts = Counts()
         computation = computations[name]
         for instruction in computation.instructions.values():
             counts.flops += times * _flops(instruction, computation)
@@ -117,92 +91,55 @@ def count(text: str, near: int) -> Counts:
                 counts.traffic += times * _traffic(instruction, computations)
             inner = times
             if instruction.opcode == "while":
-                inner *= _trips(instruction, computations)
-            for called in _called(instruction):
-                if called in computations:
-                    walk(called, inner, fused or instruction.opcode == "fusion")
+                trips = _trips(instruction, computations)
+                inner *= trips or 1
+                counts.unknown += trips is None
+            below = fused or instruction.opcode == "fusion"
+            parts = [
+                walk(called, inner, below)
+                for called in _called(instruction)
+                if called in computations
+            ]
+            if parts and instruction.opcode == "conditional":
+                parts = [max(parts, key=lambda x: (x.flops, x.near, x.traffic))]
+            for part in parts:
+                counts.add(part)
+        return counts
 
-    walk(entry, 1.0, False)
-    return counts
+    return walk(entry, 1.0, False)
 
 
-def _trips(loop: _Instruction, computations: dict[str, _Computation]) -> int:
+def _trips(loop: Instruction, computations: dict[str, Computation]) -> int | None:
     """How often a loop runs: the compiler's note, or else, of a loop that counts from
-    0, what its condition compares the counter with."""
+    0, the constant that its condition compares the counter with."""
     if noted := _TRIPS.search(loop.text):
         return int(noted[1])
     condition = _CONDITION.search(loop.text)
     inside = computations[condition[1]].instructions if condition else {}
-    bounds = [int(n) for i in inside.values() for n in i.operands if n.isdigit()]
-    return max(bounds, default=1)
+    constants = [i for i in inside.values() if i.opcode == "constant"]
+    return max((int(n) for i in constants for n in i.operands), default=None)
 
 
 def arrays(text: str) -> set[tuple[str, tuple[int, ...]]]:
     """(dtype, shape) of every array that any instruction makes."""
     return {
         (array.dtype, array.shape)
-        for computation in _parse(text)[0].values()
+        for computation in parse(text)[0].values()
         for instruction in computation.instructions.values()
         for array in instruction.arrays
     }
 
 
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
-    computations: dict[str, _Computation] = {}
-    entry, current = "", None
-    # The attributes of kernels span lines.
-    for line in re.sub(r'\n(?="|\}\})', "", text).splitlines():
-        if line.endswith("{") and not line.startswith((" ", "HloModule")):
-            name = line.removeprefix("ENTRY ").lstrip("%").split()[0]
-            current = computations[name] = _Computation(name)
-            entry = name if line.startswith("ENTRY") else entry
-        elif current is not None and (found := _LINE.match(line)):
-            instruction = _instruction(found[2], found[3])
-            current.instructions[found[2]] = instruction
-            if found[1]:
-                current.root = instruction
-    if not entry:
-        raise ValueError("this is no text of a compiled program: it has no ENTRY")
-    return computations, entry
-
-
-def _instruction(name: str, rest: str) -> _Instruction:
-    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    opening = rest.index("(")
-    close = _closing(rest, opening)
-    made = [
-        Array(
-            kind,
-            tuple(int(n) for n in sizes.split(",") if n),
-            "S(1)" in (layout or ""),
-        )
-        for kind, sizes, layout in _ARRAY.findall(shape)
-    ]
-    # Of a constant, its value: nothing else in brackets is without a name.
-    operands = re.findall(r"%([\w.\-]+)|(?<=\()(\d+)(?=\))", rest[opening:close])
-    operands = [name or value for name, value in operands]
-    return _Instruction(name, made, rest[:opening], operands, rest[close:])
-
-
-def _closing(text: str, start: int) -> int:
-    """The place after the bracket that closes the one at `start`."""
-    depth = 0
-    for i in range(start, len(text)):
-        depth += (text[i] == "(") - (text[i] == ")")
-        if not depth:
-            return i + 1
-    return len(text)
-
-
-def _called(instruction: _Instruction) -> Iterator[str]:
+def _called(instruction: Instruction) -> Iterator[str]:
     if instruction.opcode in ("while", "fusion", "call", "async-start"):
         yield from _CALLED.findall(instruction.text)
-    elif branches := _BRANCHES.search(instruction.text):
-        yield from re.findall(r"[\w.\-]+", branches[1])
+    elif instruction.opcode == "conditional":
+        for names in _BRANCHES.findall(instruction.text):
+            for name in names.split(","):
+                yield name.strip().removeprefix("%")
 
 
-def _flops(instruction: _Instruction, computation: _Computation) -> float:
+def _flops(instruction: Instruction, computation: Computation) -> float:
     text, opcode = instruction.text, instruction.opcode
     product = opcode == "dot" or (opcode == "custom-call" and "blas" in text)
     if product and (axes := _DOT.search(text)):
@@ -258,9 +195,9 @@ def _pairs(text: str, labels: Sequence[str], shapes: Sequence[Any]) -> float:
 
 
 def _kind(
-    instruction: _Instruction,
-    inside: _Computation,
-    computations: dict[str, _Computation],
+    instruction: Instruction,
+    inside: Computation,
+    computations: dict[str, Computation],
 ) -> str | None:
     """Which collective it is.
 
@@ -275,36 +212,44 @@ def _kind(
         return kind if kind in COLLECTIVES else None
     if "all-reduce-scatter" in inside.name:
         return "reduce-scatter"
-    if _is_only_sliced(instruction, inside, computations):
+    members = _groups(instruction.text).shape[1]
+    if _is_only_sliced(instruction, inside, computations, members):
         return "reduce-scatter"
     parts = [_source(name, inside) for name in instruction.operands]
-    gathers = [_is_part_of_zeros(part, computations) for part in parts]
+    gathers = [_is_part_of_zeros(part, inside, computations) for part in parts]
     return "all-gather" if gathers and all(gathers) else kind
 
 
 def _is_only_sliced(
-    made: _Instruction, inside: _Computation, computations: dict[str, _Computation]
+    made: Instruction,
+    inside: Computation,
+    computations: dict[str, Computation],
+    members: int,
 ) -> bool:
-    """Whether of an array, or all those of a tuple, nothing but slices are used."""
+    """Whether of an array, or all those of a tuple, nothing is used but the slice that
+    is one of the members' share."""
 
-    def fits(user: _Instruction) -> bool:
+    def fits(user: Instruction) -> bool:
         if user.opcode == "fusion":
             inner = computations[next(_called(user))]
             given = [str(i) for i, x in enumerate(user.operands) if x == made.name]
             return all(
-                _is_only_sliced(x, inner, computations)
+                _is_only_sliced(x, inner, computations, members)
                 for x in inner.instructions.values()
                 if x.opcode == "parameter" and x.operands[0] in given
             )
         if user.opcode in (*_COPIES, "get-tuple-element"):
-            return _is_only_sliced(user, inside, computations)
-        return user.opcode == "dynamic-slice"
+            return _is_only_sliced(user, inside, computations, members)
+        return (
+            user.opcode == "dynamic-slice"
+            and user.arrays[0].elements * members == made.arrays[0].elements
+        )
 
     users = [x for x in inside.instructions.values() if made.name in x.operands]
     return bool(users) and all(map(fits, users))
 
 
-def _source(name: str, inside: _Computation) -> _Instruction:
+def _source(name: str, inside: Computation) -> Instruction:
     """What made an array, before it was copied."""
     found = inside.instructions[name]
     while found.opcode in _COPIES:
@@ -313,17 +258,33 @@ def _source(name: str, inside: _Computation) -> _Instruction:
 
 
 def _is_part_of_zeros(
-    made: _Instruction, computations: dict[str, _Computation]
+    made: Instruction, inside: Computation, computations: dict[str, Computation]
 ) -> bool:
     """Whether every device has put its own part among zeros: their sum is all parts."""
-    if made.opcode == "fusion":
-        inner = computations[next(_called(made))]
-        return inner.root is not None and _is_part_of_zeros(inner.root, computations)
-    return made.opcode == "dynamic-update-slice"
+    if made.opcode != "fusion":
+        return made.opcode == "dynamic-update-slice" and _is_zero(
+            _source(made.operands[0], inside), inside
+        )
+    inner = computations[next(_called(made))]
+    root = inner.root
+    while root is not None and root.opcode in _COPIES:
+        root = inner.instructions[root.operands[0]]
+    if root is None or root.opcode != "dynamic-update-slice":
+        return root is not None and _is_part_of_zeros(root, inner, computations)
+    below = _source(root.operands[0], inner)
+    if below.opcode == "parameter":  # of the fusion: what it is given
+        return _is_zero(_source(made.operands[int(below.operands[0])], inside), inside)
+    return _is_zero(below, inner)
+
+
+def _is_zero(made: Instruction, inside: Computation) -> bool:
+    if made.opcode == "broadcast":
+        made = _source(made.operands[0], inside)
+    return made.opcode == "constant" and made.operands == ["0"]
 
 
 def _collective(
-    instruction: _Instruction, kind: str, times: float, near: int, counts: Counts
+    instruction: Instruction, kind: str, times: float, near: int, counts: Counts
 ) -> None:
     started = instruction.opcode.endswith("-start")
     summed = instruction.opcode.startswith("all-reduce")
@@ -383,10 +344,19 @@ def _groups_of_mesh(mesh: str, axes: str) -> np.ndarray:
     return ids.reshape(-1, math.prod(shape[i] for i in chosen))
 
 
-def _traffic(instruction: _Instruction, computations: dict[str, _Computation]) -> float:
-    """Bytes written, and read once by whoever wanted them."""
-    if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
+def _traffic(instruction: Instruction, computations: dict[str, Computation]) -> float:
+    """Bytes written, and read once by whoever wanted them. A copy to or from the memory
+    on the chip passes the other one once."""
+    opcode = instruction.opcode
+    if opcode in _NO_TRAFFIC or opcode.endswith("-done"):
         return 0.0
+    if opcode.endswith("-start") and opcode != "all-reduce-start":
+        # What is given, what is made, and a number: of both, the part that moves.
+        moved = [array for array in instruction.arrays if array.shape]
+        if opcode in ("copy-start", "slice-start"):
+            size = min((array.bytes for array in moved), default=0.0)
+            return size * (1.0 if any(array.on_chip for array in moved) else 2.0)
+        return 2.0 * sum(array.bytes for array in moved[len(moved) // 2 :])
     made = [array for array in instruction.arrays if not array.on_chip]
     if instruction.opcode == "fusion":
         inner = computations[next(_called(instruction))]

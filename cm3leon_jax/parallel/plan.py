@@ -26,7 +26,7 @@ class Program:
 
     `groups` names parts of the arguments (parameters, optimizer, …), trees of the same
     shapes. `unit` says of what the program does `per_run`; `model_flops` is what these
-    cost by formula, on all devices together.
+    cost by formula, on all devices together; None where there is none.
     """
 
     function: Callable[..., Any]
@@ -34,7 +34,7 @@ class Program:
     groups: Mapping[str, Any]
     unit: str
     per_run: int
-    model_flops: float
+    model_flops: float | None
     donate: tuple[int, ...] = ()
     out_shardings: Any = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +58,8 @@ def compile_program(program: Program) -> Any:
 def report(program: Program, topology: Topology) -> dict[str, Any]:
     """What one run of the program needs of each device: all of it predicted.
 
+    Activations are among the `temporaries`: the compiler does not part them. `flops`
+    are at least those where `loops_counted_once` says that some have no known end.
     `fits` is False, and nothing else is known, where the compiler itself runs out of
     memory.
     """
@@ -89,6 +91,12 @@ def report(program: Program, topology: Topology) -> dict[str, Any]:
     seconds["network"] = max(seconds["network"], counts.far / chip.far)
     bound = max(seconds, key=lambda name: seconds[name])
     step = seconds[bound]
+    by_formula = {}
+    if program.model_flops is not None:
+        by_formula["model_flops"] = program.model_flops / devices
+        by_formula["mfu_at_most"] = program.model_flops / devices / chip.flops / step
+    if counts.unknown:
+        by_formula["loops_counted_once"] = counts.unknown
     return base | {
         "fits": total <= _USABLE * chip.memory,
         **{
@@ -100,12 +108,11 @@ def report(program: Program, topology: Topology) -> dict[str, Any]:
         "total_bytes": total,
         "memory_bytes": int(chip.memory),
         "flops": counts.flops,
-        "model_flops": program.model_flops / devices,
         "traffic_bytes": traffic,
         "collective_bytes": dict(counts.collectives),
         "seconds_at_least": {**seconds, "step": step},
         "bound": bound,
-        "mfu_at_most": program.model_flops / devices / chip.flops / step,
+        **by_formula,
         f"{program.unit}_per_second": program.per_run / step,
     }
 

@@ -102,7 +102,7 @@ def find(name: str) -> Topology:
     Raises ValueError for a name that is none, or that the compiler does not know, and
     where the compiler is not installed.
     """
-    gpus = re.fullmatch(r"(\w+):(\d+)x(\d+)x(\d+)", name)
+    gpus = re.fullmatch(r"(\w+):([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", name)
     if gpus and gpus[1].upper() in _GPU:
         return _gpus(name, gpus[1].upper(), *(int(n) for n in gpus.groups()[1:]))
     tpus = re.fullmatch(r"(?:([1-9]\d*)\*)?(\w+):(\d+(?:x\d+)+)", name)
