@@ -173,6 +173,13 @@ def _local_workdir() -> Iterator[None]:
     if given is None or not storage.is_url(given):
         yield
         return
+    from cm3leon_jax.parallel import distributed
+
+    if distributed.membership(os.environ) is not None:
+        raise ValueError(
+            f"--workdir={given} serves one host: for several give a folder on storage "
+            "that all of them mount"
+        )
     with storage.Mirror(given).kept() as folder:
         flags.FLAGS.workdir = str(folder)
         yield

@@ -38,18 +38,25 @@ SEARCH = flags.DEFINE_bool("search", False, "Look for settings that fit.")
 
 
 def main() -> dict:
+    import jax
+
     from cm3leon_jax import planning
     from cm3leon_jax.parallel import plan, topologies
     from cm3leon_jax.system import System
 
     if CONFIG.value is None:
         raise ValueError("--config is missing: give the file of a system")
+    # What is compiled for absent hardware cannot be kept: it only warns.
+    jax.config.update("jax_enable_compilation_cache", False)
     system = System.make(CONFIG.value.to_dict())
     topology = topologies.find(TOPOLOGY.value)
     if not SEARCH.value:
         found = planning.plan(system, STAGE.value, topology, rows=ROWS.value)
         print(plan.table(found))
         return found
+    if ROWS.value is not None:
+        raise ValueError("--search chooses --rows_per_device itself: leave it out")
+    found = None
     for candidate in planning.candidates(system, STAGE.value, topology):
         found = planning.plan(candidate, STAGE.value, topology)
         tried = {key: found[key] for key in ("mesh", "remat", "rows_per_device")}
@@ -57,6 +64,11 @@ def main() -> dict:
         if found["fits"]:
             print(plan.table(found))
             return found
+    if found is None:
+        raise ValueError(
+            f"no mesh on {TOPOLOGY.value} divides batch_size and the heads, and "
+            "has room for the parameters: change one of them, or the devices"
+        )
     raise ValueError(
         f"nothing fits on {TOPOLOGY.value}: use more devices, or a smaller batch_size"
     )

@@ -143,10 +143,51 @@ def test_a_host_that_does_not_see_the_work_directory_is_named(tmp_path, monkeypa
         assert "process 2" not in str(error)
 
 
-def test_a_clock_that_is_wrong_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "CLOCK", -1.0)  # no clock is good enough
-    for error in meet([(0, {}, None), (1, {}, None)]):
-        assert "the clock of process 1 on" in str(error)
+def test_a_clock_that_is_wrong_is_named(monkeypatch):
+    now = time.time
+
+    def clock():
+        return now() + 500 * (threading.current_thread().name == "1")
+
+    monkeypatch.setattr(time, "time", clock)
+    for error in meet([(n, {}, None) for n in range(3)]):
+        assert isinstance(error, ValueError)
+        assert re.search(
+            r"the clock of process 1 on \S+ is \+(499|500|501) s", str(error)
+        )
+        assert "process 2" not in str(error)
+
+
+def test_numbers_that_do_not_count_the_processes_are_named():
+    first, second = meet([(0, {}, None), (5, {}, None)])
+    for error in (first, second):
+        assert isinstance(error, ValueError)
+        assert "process 5 on" in str(error) and "there are 2, 0 to 1" in str(error)
+    for error in meet([(0, {}, None), (1, {}, None), (1, {}, None)]):
+        assert isinstance(error, preflight.NotMet)
+        assert re.search("process 1 is there twice|went away", str(error))
+
+
+def test_a_bucket_is_no_work_directory_of_several_hosts(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "launch/prepare_data.py", "--workdir", "gs://none/run"),
+            *("--config", "configs/shapes.py:quick"),
+        ],
+        cwd=tiny_job.ROOT,
+        env=tiny_job.environment()
+        | {
+            "JAX_COORDINATOR_ADDRESS": "127.0.0.1:9",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.strip().splitlines()
+    assert "--workdir=gs://none/run serves one host" in line
 
 
 def test_a_missing_host_is_named_after_the_time_out():

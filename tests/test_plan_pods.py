@@ -59,6 +59,7 @@ def test_the_7b_step_is_small_and_never_holds_a_whole_parameter():
     topology, config, program, executable = train_step("v5p:4x4x4")
     temporaries = executable.memory_analysis().temp_size_in_bytes / GIB
     print(f"{temporaries:.2f} GiB of temporaries")
+    # So it stays: 0.82 of MaxText's, where 0.8 was the goal, and is missed.
     assert temporaries <= 0.83 * MAXTEXT
     text = executable.as_text()
     counts_follow(text, topology, config)

@@ -23,7 +23,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
+    *("libtpu", "jax-cuda13-plugin", "jax-cuda13-pjrt", "nvidia-cudnn-cu13"),
+    "nvidia-nccl-cu13",
+)
 CLOCK = 60.0  # seconds that clocks may differ
 VISIBLE = 30.0  # seconds until a file written on one host must be seen on the others
 HELLO = 5.0  # seconds that one who has come may be silent
@@ -112,9 +116,19 @@ def _host(
             line = stack.enter_context(_Line(connection))
             try:
                 found = line.read(HELLO)
-                number = int(found["process"])
+                number, name = int(found["process"]), found["host"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # somebody who is none of us
+            if not 0 < number < count:
+                verdict = f"process {number} on {name}: there are {count}, 0 to "
+                verdict += f"{count - 1}; see what the launcher sets"
+                _tell(guests | {number: line}, {"verdict": verdict, "met": True})
+                return verdict
+            if number in guests and guests[number].is_open():  # else started again
+                verdict = f"process {number} is there twice, on {told[number]['host']} "
+                verdict += f"and on {name}: end one of them"
+                _tell(guests | {-1: line}, {"verdict": verdict, "met": False})
+                raise NotMet(verdict)
             told[number], guests[number] = found, line
         missing = sorted(set(range(count)) - set(told))
         if missing:
@@ -173,7 +187,7 @@ def _look(
                 gone.append(f"{name} does not answer any more")
                 continue
             off = answer["time"] - (time.time() - answer["looked"])
-            if abs(off) > CLOCK:
+            if not gone and abs(off) > CLOCK:  # after a wait it would be that
                 problems.append(f"the clock of {name} is {off:+.0f} s off")
             if not answer["seen"]:
                 problems.append(
@@ -269,6 +283,15 @@ class _Line:
     def write(self, message: Facts) -> None:
         self._file.write(json.dumps(message).encode() + b"\n")
         self._file.flush()
+
+    def is_open(self) -> bool:
+        try:
+            self._socket.settimeout(0.05)
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
 
     def wait_for_end(self) -> None:
         with contextlib.suppress(OSError):

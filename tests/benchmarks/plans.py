@@ -109,6 +109,10 @@ def main(wanted: list[str]) -> None:
     def chosen(topology: str) -> bool:
         return not wanted or any(topology.startswith(name) for name in wanted)
 
+    known = {plan[1] for plan in TRAINING} | {plan[2] for plan in OFFLINE}
+    for name in wanted:
+        if not any(topology.startswith(name) for topology in known):
+            raise ValueError(f"{name!r} begins none of {', '.join(sorted(known))}")
     for planned in filter(lambda plan: chosen(plan[1]), TRAINING):
         train(*planned)
     for planned in filter(lambda plan: chosen(plan[2]), OFFLINE):
