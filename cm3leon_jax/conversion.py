@@ -202,7 +202,7 @@ def _card(source: Path, checkpoint: str, system: System) -> str:
             "rows of a batch, of tokens": f"{run.batch_size}, {run.packing.row_length}",
             "optimizer": json.dumps(vars(run.optimizer), default=str),
             "seed": str(system.seed_of(run)),
-            "data": f"{system.data.source} {sft.path if sft else ''}".strip(),
+            "data": Path(sft.path).name if sft and sft.path else system.data.source,
         }
     if sft is not None:
         rows |= {
