@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-LAUNCH = str(Path(__file__).parent.parent / "launch")
-sys.path.insert(0, LAUNCH)  # it is no package
+sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))  # it is no package
 
-import demo  # noqa: E402
+import demo
 
-sys.path.remove(LAUNCH)
+del sys.path[0]
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 

@@ -26,9 +26,9 @@ from cm3leon_jax.tokenizers.bytelevel import JsonTokenizer
 from cm3leon_jax.training.checkpoint import leaf_names, load_model
 from configs import chameleon_7b, chameleon_34b
 
-for library in ("tokenizers", "safetensors"):
-    pytest.importorskip(library, reason="the extra `foreign` is not installed")
-from safetensors.numpy import save_file  # noqa: E402
+WHY = "the extra `foreign` is not installed"
+pytest.importorskip("tokenizers", reason=WHY)
+save_file = pytest.importorskip("safetensors.numpy", reason=WHY).save_file
 
 WHITE = np.full((20, 24, 3), 255, np.uint8)
 

@@ -13,9 +13,9 @@ import tiny_chameleon as tiny
 from cm3leon_jax import conversion
 from cm3leon_jax.interop.shards import Shards
 
-for library in ("tokenizers", "safetensors"):
-    pytest.importorskip(library, reason="the extra `foreign` is not installed")
-from safetensors.numpy import load_file, save_file  # noqa: E402
+WHY = "the extra `foreign` is not installed"
+pytest.importorskip("tokenizers", reason=WHY)
+safetensors = pytest.importorskip("safetensors.numpy", reason=WHY)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def rewritten(change):
 
     def rewrite(folder):
         path = folder / "b.safetensors"
-        found = load_file(path)
+        found = safetensors.load_file(path)
         change(found)
-        save_file(found, path)
+        safetensors.save_file(found, path)
         files = json.loads((folder / INDEX).read_text())["weight_map"]
         files = {n: f for n, f in files.items() if f != path.name}
         files |= dict.fromkeys(found, path.name)

@@ -11,6 +11,7 @@ for, but not computed on.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import re
@@ -141,8 +142,7 @@ def _tpus(name: str, slices: int, kind: str, shape: str) -> Topology:
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     options = {"num_slices": slices} if slices > 1 else {}
     with _asking(name, "'cm3leon-jax[tpu]'"):
-        import libtpu  # noqa: F401  # pyright: ignore[reportMissingImports]
-
+        importlib.import_module("libtpu")
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=f"{kind}:{shape}", **options
         )
@@ -160,8 +160,7 @@ def _gpus(name: str, kind: str, slices: int, hosts: int, gpus: int) -> Topology:
     # cuDNN alone is enough to compile with, where it is there.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     with _asking(name, "jax-cuda13-plugin jax-cuda13-pjrt (of jax's version)"):
-        import jax_plugins.xla_cuda13  # noqa: F401  # pyright: ignore[reportMissingImports]
-
+        importlib.import_module("jax_plugins.xla_cuda13")
         found = topologies.get_topology_desc(
             platform="cuda",
             topology_name=shape,

@@ -21,13 +21,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import tiny_chameleon as tiny
+
+from cm3leon_jax.interop import shards
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import tiny_chameleon as tiny  # noqa: E402
-
-from cm3leon_jax.interop import shards  # noqa: E402
-
 TOTAL, CODES, TEXT = 65_536, 8192, 49_152
 CHILD = """
 import json, sys
