@@ -57,7 +57,6 @@ def test_transparent_pictures_lie_on_white(monkeypatch):
         (lambda m: m.answer([], WHY), "images is a list"),
         (lambda m: m.answer([ONE], ["word " * 300]), "shorten the text"),
         (lambda m: m.answer([ONE], WHY, candidates=0), "candidates=0"),
-        (lambda m: m.answer([ONE], WHY, sampler=Sampler(guidance=2.0)), "an answer"),
         (lambda m: m.science([ONE], WHY, [[]]), r"choices\[0\] is a list"),
         (lambda m: m.science([ONE], WHY, []), "as many choices"),
         (lambda m: m.science([ONE], WHY, [["a"]], contexts=[""]), "context 0 is empty"),
