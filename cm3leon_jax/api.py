@@ -120,6 +120,7 @@ class CM3Leon:
             rules=system.rules,
             step=int(step) if step else None,
             settings=system.checkpoint_settings,
+            dtype=None if precision is None else precision.compute,
         )
         tokenizers = load_text_tokenizer(workdir), load_image_tokenizer(workdir)
         codec = Codec(system.layout, *tokenizers, _masks(system))

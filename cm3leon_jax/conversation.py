@@ -80,6 +80,7 @@ def generate(
     max_text: int,
     sampler: Samplers,
     seed: int,
+    numbers: Sequence[int] | None = None,
 ) -> list[Document]:
     """Each document and the answer to it: text until the model begins a picture, the
     whole picture, text again, until it ends or `images` and `max_text` are used up.
@@ -106,13 +107,20 @@ def generate(
                 f"document {i} has {len(given)} tokens, which fill the context of "
                 f"{writer.limit}: shorten it"
             )
-    going, number = list(range(len(ids))), seed
+    going, round_seed = list(range(len(ids))), seed
+    own = going if numbers is None else list(numbers)
+
+    def write(wanted: list[Prompt], by: Sequence[Sampler]) -> list[np.ndarray]:
+        if not wanted:
+            return []
+        noise = [own[i] for i in going]  # whatever else goes on
+        return list(writer.tokens(wanted, by, round_seed, numbers=noise))
+
     while going:
-        number += 1  # every round has noise of its own
+        round_seed += 1
         if max_text:  # else pictures alone are asked for
             going = [i for i in going if room(i) > 0]
-            wanted = [talk_of(i) for i in going]
-            said = list(writer.tokens(wanted, talk, number)) if wanted else []
+            said = write([talk_of(i) for i in going], talk)
             for i, tokens in zip(going, said, strict=True):
                 pieces = tokens[forms.inside(tokens, layout.text)]
                 ids[i] = np.append(ids[i], pieces)
@@ -125,7 +133,7 @@ def generate(
         ]
         prompts = [picture_prompt(layout, ids[i], count) for i in going]
         prompts = [forms.keep(prompt, streams) for prompt in prompts]
-        drawn = list(writer.tokens(prompts, paint, number)) if prompts else []
+        drawn = write(prompts, paint)
         for i, tokens in zip(going, drawn, strict=True):
             picture = tokens[forms.inside(tokens, layout.image)]
             ids[i] = np.concatenate([ids[i], [layout.brk], picture, [layout.eoss]])

@@ -192,7 +192,9 @@ def generate(
     if conversation.speaks(writer):
         if not isinstance(retrieve, int) or retrieve != 0:
             conversation.refuse(writer, "to go on after retrieved documents")
-        return conversation.generate(writer, documents, images, max_text, sampler, seed)
+        return conversation.generate(
+            writer, documents, images, max_text, sampler, seed, numbers
+        )
     rows = writer.context.rows_like(retrieve, documents)
     room = images * (writer.codec.image_tokens + 1)
     wanted = []

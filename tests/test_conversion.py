@@ -20,6 +20,7 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.interop import shards
 from cm3leon_jax.interop.shards import Shards
+from cm3leon_jax.sampling.engine import Precision
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import System
 from cm3leon_jax.tokenizers.bytelevel import JsonTokenizer
@@ -145,7 +146,7 @@ def test_answers_are_texts_and_whole_pictures(model, monkeypatch):
     hi = layout.text_ids(model.codec.text.encode("hi"))
     said = [[*hi, layout.brk], [*hi, layout.eos], [*hi, layout.eos]]
 
-    def tokens(wanted, samplers, seed, *_):
+    def tokens(wanted, samplers, seed, **_):
         calls.append([prompt.streams for prompt in wanted])
         for prompt in wanted:
             if prompt.scripts[0][0] == conversation.IMAGE:
@@ -173,6 +174,20 @@ def test_answers_are_texts_and_whole_pictures(model, monkeypatch):
         model.generate([Document((Text("x" * 100),))])
 
 
+def test_an_answer_does_not_depend_on_what_else_is_asked(model):
+    begun = [Document((Text(text),)) for text in ("draw", "hi", "what?")]
+    ask = functools.partial(conversation.generate, model.writer)
+    how = (1, 9, Sampler(temperature=9.0), 0)
+    for i, together in enumerate(ask(begun, *how)):
+        (answer,) = ask(begun[i : i + 1], *how, numbers=[i])
+        assert answer.texts == together.texts
+        drawn, drawn_together = (
+            [np.asarray(s.codes) for s in d.segments if isinstance(s, Image)]
+            for d in (answer, together)
+        )
+        np.testing.assert_array_equal(drawn, drawn_together)
+
+
 def test_talk_is_text_until_a_picture_or_the_end(model):
     layout = model.layout
     ends = set()
@@ -192,8 +207,9 @@ def test_no_picture_is_begun_that_cannot_be_drawn(model, monkeypatch):
     layout, count, said = model.layout, model.codec.image_tokens, []
     tokens = model.writer.tokens
 
-    def kept(wanted, *options):
-        for prompt, written in zip(wanted, tokens(wanted, *options), strict=True):
+    def kept(wanted, *options, **more):
+        each = tokens(wanted, *options, **more)
+        for prompt, written in zip(wanted, each, strict=True):
             said.append((prompt, written))
             yield written
 
@@ -288,6 +304,9 @@ def test_bfloat16_stays_so_and_is_read_as_float32(tmp_path):
     model = CM3Leon.load(tmp_path / "work").decoder
     assert model.embed.get_value().dtype == np.float32
     np.testing.assert_array_equal(model.embed, low["model.embed_tokens.weight"])
+    half = Precision(compute="bfloat16")
+    model = CM3Leon.load(tmp_path / "work", precision=half).decoder
+    assert {x.dtype for x in jax.tree.leaves(model)} == {jnp.dtype("bfloat16")}
     conversion.export(tmp_path / "work", tmp_path / "back")
     back = Shards(tmp_path / "back").view("lm_head.weight")
     np.testing.assert_array_equal(back, low["lm_head.weight"])

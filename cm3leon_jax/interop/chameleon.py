@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3leon_jax import vocab
 from cm3leon_jax.interop import huggingface, taming
@@ -240,7 +240,7 @@ def read_decoder(
 ) -> Decoder:
     """The decoder, every tensor read straight into the shards of its array.
 
-    A process reads what its own devices hold, one shard at a time. Arrays are bfloat16
+    A process reads what its own devices hold, one tensor at a time. Arrays are bfloat16
     where all of the file's are, else float32; `load_model` makes them float32.
     """
     shapes = abstract(config)
@@ -250,16 +250,52 @@ def read_decoder(
     dtype = np.dtype(jnp.bfloat16 if low else np.float32)
     places = jax.tree.leaves(shardings(shapes, mesh, rules))
     leaves = [
-        jax.make_array_from_callback(
-            leaf.shape,
-            place,
-            lambda index, name=name, leaf=leaf: part(
-                shards, name, leaf.shape, index, dtype
-            ),
-        )
+        _read(shards, name, leaf.shape, place, dtype)
         for (name, leaf), place in zip(wanted.items(), places, strict=True)
     ]
     return jax.tree.structure(shapes).unflatten(leaves)
+
+
+def _read(
+    shards: Shards,
+    name: str,
+    shape: tuple[int, ...],
+    place: NamedSharding,
+    dtype: np.dtype,
+) -> jax.Array:
+    """A parameter of ours. Layers, which are stacked here, are put into their places on
+    the devices one after another: all of one kind are too many for a host."""
+    if not name.startswith("blocks."):
+        return _tensor(shards, name, 0, shape, place, dtype)
+    stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
+    put = jax.jit(
+        lambda stack, x, n: jax.lax.dynamic_update_index_in_dim(stack, x, n, 0),
+        donate_argnums=0,
+        out_shardings=place,
+    )
+    of_one = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+    for n in range(shape[0]):
+        stack = put(stack, _tensor(shards, name, n, shape[1:], of_one, dtype), n)
+    return jax.block_until_ready(stack)
+
+
+def _tensor(
+    shards: Shards,
+    name: str,
+    layer: int,
+    shape: tuple[int, ...],
+    place: NamedSharding,
+    dtype: np.dtype,
+) -> jax.Array:
+    """One tensor of the file in our shape; waited for, so that its copy is gone."""
+    axes, theirs, of = TENSORS[name]
+    _, split, order = turned(axes, of, shape)
+    view = shards.view(theirs.format(layer)).reshape(split).transpose(order)
+    return jax.block_until_ready(
+        jax.make_array_from_callback(
+            shape, place, lambda index: np.array(view[index], dtype, order="C")
+        )
+    )
 
 
 def _decoder_places(shards: Shards) -> dict[str, Any]:
@@ -292,30 +328,6 @@ def check_tensors(shards: Shards, wanted: Mapping[str, Any], layers: int) -> Non
             f"{shards.places[name].path} has the tensor {name}, which a Chameleon of "
             "these settings has not"
         )
-
-
-def part(
-    shards: Shards,
-    name: str,
-    shape: tuple[int, ...],
-    index: Any,
-    dtype: np.dtype,
-) -> np.ndarray:
-    """One shard of a parameter of ours, a slice of every axis; only its own numbers are
-    read."""
-    axes, theirs, of = TENSORS[name]
-    if not name.startswith("blocks."):
-        _, split, order = turned(axes, of, shape)
-        view = shards.view(theirs).reshape(split).transpose(order)
-        return np.array(view[index], dtype)
-    _, split, order = turned(axes, of, shape[1:])
-    layers = range(shape[0])[index[0]]
-    sizes = [len(range(n)[s]) for n, s in zip(shape[1:], index[1:], strict=True)]
-    made = np.empty((len(layers), *sizes), dtype)
-    for row, n in zip(made, layers, strict=True):
-        view = shards.view(theirs.format(n)).reshape(split).transpose(order)
-        row[...] = view[index[1:]]
-    return made
 
 
 def system(

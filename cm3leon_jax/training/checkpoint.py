@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 ITEMS = ("state", "meta")
+_PIECE = 32 << 20  # bytes; what is compressed is held twice
 _DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION")
 
 
@@ -53,7 +54,7 @@ class Checkpoints:
     `settings` (JSON-able) is what a checkpoint must agree with to be resumed: the
     sections of the config that make the state and its meaning, not the mesh. `keep`
     is how many are kept. `held` bounds the copies of arrays in host memory while they
-    are written, in GB (None: all at once).
+    are written, in GB (None: all at once), and has arrays written in pieces.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Checkpoints:
     ) -> None:
         self.folder = _folder(directory)
         self.settings = json.loads(json.dumps(dict(settings), default=list))
+        self.piece = None if held is None else _PIECE
         self.manager = ocp.CheckpointManager(
             self.folder,
             item_names=ITEMS,
@@ -89,11 +91,15 @@ class Checkpoints:
         kinds = {name: _kind(array) for name, array in arrays.items()}
         meta = {"position": position, "recent": list(recent)}
         meta |= {"settings": self.settings, "arrays": kinds}
+        each = dict.fromkeys(arrays, ocp.SaveArgs(chunk_byte_size=self.piece))
         try:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(arrays), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.PyTreeSave(
+                        arrays, each, ocdbt_target_data_file_size=self.piece
+                    ),
+                    meta=ocp.args.JsonSave(meta),
                 ),
                 force=True,  # when to save is the loop's business
             )

@@ -217,31 +217,38 @@ def load_finished(
     rules: Rules,
     step: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
 ) -> Decoder:
     """`finished` of a checkpoint, sharded by `rules`; of the averages if `ema`.
 
     `step` None is the newest; `settings` as for `load_model`, whose errors it raises.
+    `dtype` is what weights are read as that need no merging (None: float32), without
+    being held in another.
     """
     step = latest_step(directory) if step is None else step
     shapes = jax.eval_shape(
         lambda: parts.prepared(Decoder(config, nnx.Rngs(0)), jax.random.key(0))
     )
     whole = ALL in parts.config.train
+    plain = LORA not in parts.config.train and (whole or not ema)
+    low = dtype if plain else None
 
     def read(name: str, wanted: Any) -> Any:
         wanted = jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            lambda x, place: jax.ShapeDtypeStruct(
+                x.shape, low or x.dtype, sharding=place
+            ),
             wanted,
             shardings(wanted, mesh, rules),
         )
         return load_model(directory, wanted, step, field=name, settings=settings)
 
     model = read("ema" if ema and whole else "model", shapes)
+    if plain:
+        return model
     average = None
     if ema and not whole:
         average = read("ema", jax.eval_shape(parts.take, shapes))
-    if average is None and LORA not in parts.config.train:
-        return model  # plain already
     out = shardings(abstract(config), mesh, rules)
     build = functools.partial(finished, parts=parts)
     return jax.jit(build, out_shardings=out)(model, average)
