@@ -5,11 +5,13 @@ r"""What do more codes, and finer grids of them, buy? A system for each.
     python launch/tokenizer_study.py --config configs/shapes.py:quick \
         --workdir runs/tokenizers --codebooks 512 --factors 4,8
 
-For every size of the codebook and down-sampling factor: an image tokenizer, the same
-decoder trained for the same FLOPs on its codes, and one protocol. What does not depend
-on the codes is made once, in WORKDIR/shared. What is done is skipped, so the same
-command goes on after an interruption. Writes WORKDIR/study.json and study.html:
-reconstruction, how many codes are in use, and what is drawn (one seed).
+For every size of the codebook and down-sampling factor: an image tokenizer, a decoder
+trained for the same updates, of as many tokens each, on its codes, and one protocol. A
+head of more codes costs more FLOPs (a column says which), and of finer grids as many
+tokens are fewer pictures. What does not depend on the codes is made once, in
+WORKDIR/shared. What is done is skipped, so the same command goes on after an
+interruption. Writes WORKDIR/study.json and study.html: reconstruction, how many codes
+are in use, and what is drawn (one seed).
 """
 
 import copy
@@ -111,6 +113,8 @@ def _make(config: dict, workdir: Path, name: str) -> dict:
     from cm3leon_jax.evaluation import report
     from cm3leon_jax.evaluation.page import read_object, stage_hash
     from cm3leon_jax.evaluation.protocol import Protocol, result_file
+    from cm3leon_jax.evaluation.study import flops_per_step
+    from cm3leon_jax.system import System
 
     directory = workdir / "runs" / name
     directory.mkdir(parents=True, exist_ok=True)
@@ -133,6 +137,7 @@ def _make(config: dict, workdir: Path, name: str) -> dict:
         "codebook": config["image_tokenizer"]["model"]["codebook"],
         "factor": int(name[1 : name.index("-")]),
         "tokens": grid**2,
+        "flops": flops_per_step(System.make(config)) * STEPS.value,
         "seconds": tokenizer["seconds"] + decoder["seconds"],
         "tokenizer": tokenizer,
         "loss": decoder["loss"],
@@ -145,6 +150,7 @@ def _page(result: dict) -> str:
 
     from cm3leon_jax.evaluation.page import duration, show, table
     from cm3leon_jax.evaluation.report import STYLE
+    from cm3leon_jax.evaluation.study import UNIT
 
     rows = []
     for name, run in result["runs"].items():
@@ -156,8 +162,10 @@ def _page(result: dict) -> str:
                 cells.append(f"{show(value['value'])} <em>{low} … {high}</em>")
             else:
                 cells.append(show(float(value)))
-        rows.append((escape(name), *cells, duration(run["seconds"])))
-    head = ("run", "codes a picture", *(name for name, _, _ in COLUMNS), "training")
+        cells += [show(run["flops"] / UNIT), duration(run["seconds"])]
+        rows.append((escape(name), *cells))
+    head = ("run", "codes a picture", *(name for name, _, _ in COLUMNS))
+    head += ("decoder, TFLOPs", "training")
     about = ", ".join(
         f"{key} {escape(str(result[key]))}"
         for key in ("config", "config_hash", "hardware", "measured")
@@ -167,8 +175,9 @@ def _page(result: dict) -> str:
         f"<title>{escape(result['config'])} · image tokenizers</title>"
         f"<style>{STYLE.read_text('utf-8')}</style></head><body><header>"
         "<p class=kicker>cm3leon_jax study</p><h1>More codes, finer grids</h1>"
-        "<p class=lead>fFACTOR-CODES: the same decoder, trained for the same FLOPs on "
-        "the codes of different image tokenizers; held-out pictures, one seed.</p>"
+        "<p class=lead>fFACTOR-CODES: decoders trained for the same updates, of as "
+        "many tokens each, on the codes of different image tokenizers. More codes make "
+        "an update dearer; held-out pictures, one seed.</p>"
         f"</header><main><section>{table(rows, head)}<p class=note>"
         f"<code>{escape(result['command'])}</code><br>{about}</p></section></main>"
         "</body></html>\n"

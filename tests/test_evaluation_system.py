@@ -13,6 +13,7 @@ from tiny_system import tiny_config
 
 from cm3leon_jax import config, stages
 from cm3leon_jax.evaluation import public_job
+from cm3leon_jax.evaluation.page import show
 from cm3leon_jax.evaluation.protocol import Protocol
 from cm3leon_jax.evaluation.public_sets import PublicConfig
 from cm3leon_jax.training import metrics
@@ -56,6 +57,7 @@ import json
 from pathlib import Path
 from cm3leon_jax import config, stages
 from cm3leon_jax.evaluation import kept
+from cm3leon_jax.evaluation.page import show
 from cm3leon_jax.evaluation.protocol import Protocol
 kept.PART = 4
 protocol = config.make(Protocol, json.loads(sys.argv[1]), "protocol")
@@ -146,14 +148,18 @@ def test_the_tokenizer_study_runs_in_the_small(tmp_path):
         f"def get_config():\n    return ConfigDict({tiny_config()!r}).lock()\n"
     )
     arguments = ("--config", given, "--workdir", tmp_path / "study")
-    arguments += ("--codebooks", "16,32", "--factors", "16")
+    arguments += ("--codebooks", "16,256", "--factors", "16")
     arguments += ("--tokenizer_steps", "4", "--steps", "2")
     for _ in range(2):  # the second time all is done
         launch("tokenizer_study.py", *arguments)
     made = json.loads((tmp_path / "study/study.json").read_text())
-    assert list(made["runs"]) == ["f16-16", "f16-32"]
+    assert list(made["runs"]) == ["f16-16", "f16-256"]
     for run in made["runs"].values():
         assert run["tokens"] == 4 and "text_to_image/objects" in run["scores"]
         assert 0 < run["tokenizer"]["usage"] <= 1
     page = (tmp_path / "study/study.html").read_text()
-    assert page.count("<tr>") == 3 and "f16-32" in page
+    assert page.count("<tr>") == 3 and "f16-256" in page
+    # More codes are dearer: what is the same are the updates, and the page says so.
+    small, large = (run["flops"] for run in made["runs"].values())
+    assert small < large and "same updates" in page and "same FLOPs" not in page
+    assert "TFLOPs" in page and f"<td>{show(large / 1e12)}</td>" in page
