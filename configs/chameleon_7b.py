@@ -87,6 +87,8 @@ def get_config(variant: str = "") -> ConfigDict:
             },
             "protocol": "configs/eval/pairs.py",
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            # True keeps the optimizer's state in the memory of the hosts.
+            "rules": {"offload": False},
         }
     )
     if variant:

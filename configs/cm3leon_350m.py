@@ -93,5 +93,7 @@ def get_config() -> ConfigDict:
             },
             "protocol": "configs/eval/pairs.py",
             "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+            # True keeps the optimizer's state in the memory of the hosts.
+            "rules": {"offload": False},
         }
     ).lock()

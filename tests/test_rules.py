@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny_training as tiny
 from jax.sharding import PartitionSpec as P
@@ -68,6 +69,26 @@ def test_activations_are_placed_by_the_computing_table():
     shard = shard_fn(mesh, tiny.RULES)
     x_BLF = jax.jit(lambda x: shard(x, ("batch", "length", "mlp")))(jnp.ones((8, 4, 6)))
     assert x_BLF.sharding.spec == P(("data", "fsdp"), None, "tensor")
+
+
+def test_the_optimizer_in_the_memory_of_the_hosts_does_the_same(tmp_path):
+    """Bit by bit, and a run may go on with or without it."""
+    mesh, away = tiny.mesh_of(2, 2, 2), Rules(offload=True)
+    here = tiny.train(tmp_path / "here", mesh, 8)
+    tiny.train(tmp_path / "there", mesh, 4, rules=away)
+    there = tiny.train(tmp_path / "there", mesh, 8, rules=away)
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(there.opt) if x.ndim}
+    assert kinds == {"pinned_host"}
+    assert there.model.embed[...].sharding.memory_kind != "pinned_host"
+    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+        np.testing.assert_array_equal(a, jax.device_get(b))
+    back = tiny.train(tmp_path / "there", mesh, 10)
+    for a, b in zip(
+        jax.tree.leaves(tiny.train(tmp_path / "here", mesh, 10)),
+        jax.tree.leaves(back),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_what_cannot_be_placed_is_named(monkeypatch):

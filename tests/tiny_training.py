@@ -93,6 +93,7 @@ def train(directory: Path, mesh: Mesh, steps: int, **changes: Any) -> Any:
         "batches": batches,
         "settings": {"decoder": {"width": DECODER.width}, "rows": [ROWS]},
         "work": Work(unit="tokens", per_step=ROWS * DECODER.length),
+        "rules": RULES,
     }
     arguments |= changes
-    return loop.run(directory=directory, mesh=mesh, rules=RULES, **arguments)
+    return loop.run(directory=directory, mesh=mesh, **arguments)

@@ -61,7 +61,7 @@ def report(program: Program, topology: Topology) -> dict[str, Any]:
     Activations are among the `temporaries`: the compiler does not part them. `flops`
     are at least those where `loops_counted_once` says that some have no known end.
     `fits` is False, and nothing else is known, where the compiler itself runs out of
-    memory.
+    memory. `hosts_bytes` of a device's arguments lie in its host's memory.
     """
     base = {
         "predicted": True,
@@ -95,6 +95,8 @@ def report(program: Program, topology: Topology) -> dict[str, Any]:
     if program.model_flops is not None:
         by_formula["model_flops"] = program.model_flops / devices
         by_formula["mfu_at_most"] = program.model_flops / devices / chip.flops / step
+    if memory.host_argument_size_in_bytes:
+        by_formula["hosts_bytes"] = memory.host_argument_size_in_bytes
     if counts.unknown:
         by_formula["loops_counted_once"] = counts.unknown
     return base | {

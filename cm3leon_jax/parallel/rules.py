@@ -25,6 +25,7 @@ from cm3leon_jax.parallel.mesh import AXES
 
 _WHERE_EVEN = ("sequence", "replica", "table")  # split only where it comes out even
 LARGE = 64 << 20  # bytes; a leaf up to this size may be copied to every device
+HOST = "pinned_host"  # the kind of memory
 Shard = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
 
@@ -82,8 +83,13 @@ class AxisTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The two mappings; the defaults suit every mesh of `parallel/mesh.py`."""
+    """The two mappings; the defaults suit every mesh of `parallel/mesh.py`.
 
+    `offload`: the optimizer's state is stored in the memory of the hosts, and comes to
+    the devices for the update alone.
+    """
+
+    offload: bool = False
     store: AxisTable = field(
         default=AxisTable(
             embed=("fsdp",), mlp=("tensor",), heads=("tensor",), vocab=("tensor",)
@@ -113,16 +119,20 @@ def shardings(abstract_state: Any, mesh: Mesh, rules: Rules) -> Any:
     logical names (parameters, and the optimizer moments that mirror them) follow
     `rules.store`; all others are replicated. So is, with a line in the log, a dimension
     that cannot be split evenly, unless the leaf is larger than `LARGE` bytes: then it
-    is a ValueError that names the leaf.
+    is a ValueError that names the leaf. Arrays of `.opt` lie in the hosts' memory if
+    `rules.offload`; ValueError where the devices have no such memory.
     """
 
     def place(path: Any, node: Any) -> Any:
         names = node.get_metadata("out_sharding", None) if _is_variable(node) else None
         spec = PartitionSpec() if names is None else rules.store.spec(names)
+        away = rules.offload and path and getattr(path[0], "name", None) == "opt"
 
         def leaf_sharding(leaf: Any) -> NamedSharding:
             name = jax.tree_util.keystr(path)
-            return NamedSharding(mesh, _even(name, leaf, spec, mesh))
+            # Counters stay: an array that small is never worth fetching.
+            kind = HOST if away and leaf.ndim else None
+            return NamedSharding(mesh, _even(name, leaf, spec, mesh), memory_kind=kind)
 
         return jax.tree.map(leaf_sharding, node)
 

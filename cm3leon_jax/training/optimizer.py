@@ -162,6 +162,15 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def updated(
     tx: optax.GradientTransformation, module: Any, opt: optax.OptState, grads: Any
 ) -> tuple[Any, optax.OptState]:
-    """A module and its optimizer's state after one update."""
+    """A module and its optimizer's state after one update; the state is fetched from
+    the hosts' memory where it lies there (`Rules.offload`)."""
+    opt = jax.tree.map(
+        lambda x: (
+            jax.device_put(x, jax.memory.Space.Device)
+            if jax.typeof(x).memory_space == jax.memory.Space.Host
+            else x
+        ),
+        opt,
+    )
     updates, opt = tx.update(grads, opt, module)
     return optax.apply_updates(module, updates), opt
