@@ -17,6 +17,7 @@ from cm3leon_jax.evaluation import (
     scenes,
     task_edits,
     task_pictures,
+    task_report,
     task_texts,
 )
 from cm3leon_jax.evaluation.protocol import Protocol
@@ -178,6 +179,8 @@ def test_the_truth_scores_one(task):
             assert score["value"] > 1  # the truth is better than any grid
         elif key.startswith("hallucinated"):
             assert score["value"] == 0, key
+        elif key.endswith(task_report.COPIED):
+            assert score["value"] < 1 or key.startswith("layout"), key
         else:
             assert score["value"] == pytest.approx(1), key
         assert score["n"] > 0
@@ -279,6 +282,23 @@ def test_of_a_reference_counts_what_is_to_be_taken(kind, wrong, right):
     scores = scorer(Oracle(altered(**right)), documents, 0).scores
     assert scores[measure]["value"] < 1
     assert f"{measure}_strongly" in scores
+
+
+@pytest.mark.parametrize("kind, measure", task_pictures.REFERENCES.items())
+def test_a_reference_that_is_handed_back_misses_the_goal(kind, measure):
+    documents = some(f"reference_{kind}", count=40)
+    found = task_pictures._reference(kind)(Oracle(given_back), documents, 0).scores
+    goals = {
+        key: task_report.MAIN[f"reference_{kind}/{key}"] for key in ("exact", measure)
+    }
+    for key, goal in goals.items():
+        assert found[key] == found[f"{key}{task_report.COPIED}"] and goal
+    assert (
+        found[measure]["value"] > 0.8 and found["exact"]["value"] < goals["exact"] / 2
+    )
+    found = {f"reference_{kind}/{key}": score for key, score in found.items()}
+    page = task_report._scores(found)
+    assert "reached" not in page.split("exact")[-1] and "handed back" in page
 
 
 def test_boxes_are_paired_once_each():

@@ -10,8 +10,11 @@
 | reference_style | accuracy | F1 of what is to be taken over: by strength the |
 | | | background, of every object the colour, the size |
 | reference_composition | layout | the same: places, sizes, background |
-| reference_content | objects | the same: shapes, colours, sizes, wherever they are |
-| reference_… | …_STRENGTH, exact | by strength; F1 of exact objects |
+| reference_content | objects | the same: shapes, colours, sizes, wherever they are, |
+| | | so these are not the exact objects of the other tasks |
+| reference_… | exact | F1 of exact objects: the caption's part is right too |
+| | …_STRENGTH | by strength |
+| | …_handed_back | what a copy of the reference would get |
 | variation | objects | F1 of (colour, shape) and the background |
 | | different | pictures whose places or sizes are not those of the first |
 | segment | miou, ceiling, … | `segmentation.py` |
@@ -40,6 +43,7 @@ from cm3leon_jax.evaluation.examples import (
     picture,
 )
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
+from cm3leon_jax.evaluation.task_report import COPIED
 
 CONTROLS = ("edge", "scribble", "segmentation", "depth")
 REFERENCES = {"style": "accuracy", "composition": "layout", "content": "objects"}
@@ -180,16 +184,26 @@ def _reference(kind: str) -> Scorer:
             for i, image in zip(mine, some, strict=True):
                 painted[i] = image
         world = scenes.world_of(model)
-        exact = _exact(model, documents, painted, "reference")
-        truth, found = [], []
-        for document, image in zip(documents, painted, strict=True):
+        given = [picture(x) for x in column(documents, "reference")]
+        exact, copy = (
+            _exact(model, documents, some, "reference") for some in (painted, given)
+        )
+        truth, found, copied = [], [], []
+        for document, *both in zip(documents, painted, given, strict=True):
             taken = document.metadata["taken"]
-            target, pixels = scenes.shown(document, _TARGET), np.asarray(image)
-            ground = oracle.background(world, pixels)
+            target = scenes.shown(document, _TARGET)
             truth.append(_taken(target.objects, target.background, taken))
-            found.append(_taken(oracle.parse(world, pixels), ground, taken))
+            for some, image in zip((found, copied), both, strict=True):
+                pixels = np.asarray(image)
+                ground = oracle.background(world, pixels)
+                some.append(_taken(oracle.parse(world, pixels), ground, taken))
         clusters = scenes.wanted(documents, _TARGET)
-        scores = {measure: scenes.f1(truth, found, clusters)}
+        scores = {
+            measure: scenes.f1(truth, found, clusters),
+            "exact": exact.scores["objects"],
+            f"{measure}{COPIED}": scenes.f1(truth, copied, clusters),
+            f"exact{COPIED}": copy.scores["objects"],
+        }
         for word in STRENGTHS:
             mine = [i for i, w in enumerate(words) if w == word]
             if mine:
@@ -201,7 +215,7 @@ def _reference(kind: str) -> Scorer:
                 exact.samples, truth, found, words, documents, strict=True
             )
         ]
-        return Outcome(scores | {"exact": exact.scores["objects"]}, samples)
+        return Outcome(scores, samples)
 
     return refer
 
@@ -308,7 +322,7 @@ TASKS: dict[str, Evaluator] = {
     "ground": evaluator("ground", ground, again=("iou",)),
     **{
         f"reference_{kind}": evaluator(
-            f"reference_{kind}", _reference(kind), again=(measure,)
+            f"reference_{kind}", _reference(kind), again=(measure, "exact")
         )
         for kind, measure in REFERENCES.items()
     },

@@ -39,11 +39,15 @@ MAIN: dict[str, float | None] = {
     "control_segmentation/layout": None,
     "control_depth/layout": None,
     "reference_style/accuracy": 0.9,
+    "reference_style/exact": 0.9,
     "reference_composition/layout": 0.9,
+    "reference_composition/exact": 0.9,
     "reference_content/objects": 0.9,
+    "reference_content/exact": 0.9,
     "variation/objects": None,
 }
 UNSEEN, UNSEEN_GOAL = "_unseen_wording", 0.8
+COPIED = "_handed_back"  # what a copy of the reference picture would get
 # Groups of samples, each with what its pictures are.
 GROUPS = {
     "edit": "Pictures, what was to be changed in them, and what came.",
@@ -97,14 +101,20 @@ def _scores(scores: Mapping[str, Any]) -> str:
             _cell(scores[key]),
             "" if goal is None else _goal(scores[key], goal),
             _cell(scores.get(f"{key}{UNSEEN}")),
+            _cell(scores.get(f"{key}{COPIED}")),
         )
         for key, goal in MAIN.items()
         if key in scores
     ]
-    head = ("measure", "value", "goal", "in words never trained")
+    head = ("measure", "value", "goal", "in words never trained", "handed back")
     return (
         "<p>One checkpoint. Goals are those of the system "
-        f"<code>shapes:full</code>; in words never trained it is {UNSEEN_GOAL}.</p>"
+        f"<code>shapes:full</code>; in words never trained it is {UNSEEN_GOAL}. "
+        "Of a reference, <code>accuracy</code>, <code>layout</code> and "
+        "<code>objects</code> count what is to be taken over and no more (of a content "
+        "shapes, colours and sizes, wherever they are): handing it back would do, see "
+        "the last column. So <code>exact</code>, the caption's part too, has the same "
+        "goal.</p>"
         f"{table(rows, head)}"
     )
 
