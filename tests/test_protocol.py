@@ -101,8 +101,9 @@ def test_infilling_counts_cell_and_box():
 def test_unseen_pairs_are_asked_for_and_counted_alone():
     documents = [world.document(WORLD, "test", seed) for seed in range(8)]
     outcome = shapes.unseen_pairs(Perfect(), documents, 0)
-    assert 8 <= outcome.scores["unseen"]["n"] <= outcome.scores["objects"]["n"]
-    assert outcome.scores["unseen"]["value"] == 0  # black pictures
+    unseen = outcome.scores[shapes.UNSEEN_PAIRS]
+    assert 8 <= unseen["n"] <= outcome.scores["objects"]["n"]
+    assert unseen["value"] == 0  # black pictures
     for sample in outcome.samples:
         named = [f"{colour} {shape}" for colour, shape in world.HELD_OUT]
         assert any(pair in sample.text for pair in named)

@@ -113,7 +113,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task's evaluator found: scores by name of the measure, and samples."""
+    """What a task's evaluator found: scores by name of the measure, and samples. A
+    name that begins with a slash names the task too: `/TASK/MEASURE`."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
@@ -238,7 +239,7 @@ def run_protocol(
         task: evaluators[task](kept, chosen, protocol.seed) for task in protocol.tasks
     }
     scores = {
-        f"{task}/{measure}": score
+        measure[1:] if measure.startswith("/") else f"{task}/{measure}": score
         for task, outcome in outcomes.items()
         for measure, score in outcome.scores.items()
     }

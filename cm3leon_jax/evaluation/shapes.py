@@ -12,6 +12,8 @@ from cm3leon_jax.evaluation import filling, hallucination, oracle, scenes
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score
 from cm3leon_jax.evaluation.scenes import Objects
 
+UNSEEN_PAIRS = "/text_to_image/unseen_pairs"
+
 
 def reconstruction(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
     """`objects`: what the image tokenizer keeps of a picture, the ceiling of all."""
@@ -44,7 +46,8 @@ def text_to_image(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
 
 def unseen_pairs(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """As `text_to_image`, on as many other scenes, each with a colour and shape that
-    training has never seen together. `objects`: all; `unseen`: those alone."""
+    training has never seen together. `objects`: all; `text_to_image/unseen_pairs`:
+    those alone."""
     world = scenes.world_of(model)
     drawn = [draw(world, "test", i, held_out=True) for i in range(len(documents))]
     outcome = text_to_image(model, drawn, seed)
@@ -57,7 +60,7 @@ def unseen_pairs(model: CM3Leon, documents: Sequence[Document], seed: int) -> Ou
         for both in zip(wanted, found, strict=True)
     ]
     unseen = _objects(drawn, *scenes.columns(pairs))
-    return Outcome(outcome.scores | {"unseen": unseen}, outcome.samples)
+    return Outcome(outcome.scores | {UNSEEN_PAIRS: unseen}, outcome.samples)
 
 
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
