@@ -97,9 +97,21 @@ def test_infilling_without_a_text_must_be_a_scene():
     for low, high in filling.SIZES:
         assert scores[f"valid_{low}_{high}"]["value"] < 0.2
         assert scores[f"visible_{low}_{high}"]["value"] == 1
+        assert scores[f"seams_{low}_{high}"]["value"] > 2
     blanks = TASKS["infill_untold"](Blank(), DOCUMENTS, 0).scores
     assert blanks["valid_10_25"]["value"] == 0 and blanks["kept_10_25"]["value"] == 0
     assert blanks["visible_10_25"]["value"] < 1
+
+
+def test_seams_are_jumps_beyond_those_of_the_reconstruction():
+    flat, hidden = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), bool)
+    hidden[2:4, 2:6] = True
+    filled = flat.copy()
+    filled[hidden] += 20
+    assert filling.jumps(flat, hidden) == 0
+    assert filling.jumps(filled, hidden) == 20 * (4 + 4 + 2 + 2)
+    assert filling.seams([(240.0, 0.0)] * 3)["value"] == 3 * 240 + 1
+    assert filling.seams([(240.0, 240.0), (0.0, 0.0)])["value"] == 1
 
 
 def test_pictures_of_classes_to_come_are_left_out():

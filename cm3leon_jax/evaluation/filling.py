@@ -1,6 +1,8 @@
 """Infilling in the shapes world: what is hidden comes back, and nothing else changes.
 
-Visible codes are copied, so `kept` tells of objects that a mask cuts through.
+Visible codes are copied, so `kept` tells of objects that a mask cuts through. `seams`:
+the jumps of pixels at the borders of hidden cells, over those of the reconstruction at
+the same borders; 1 is none (a level is added to both: flat ground has no jumps).
 """
 
 import dataclasses
@@ -34,15 +36,17 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     rng = np.random.default_rng(seed)
     cells = [{sorted(w)[rng.integers(len(w))].cell} for w in scenes.wanted(documents)]
     masks = [_cell_mask(world, cell) for (cell,) in cells]
-    inside, outside, samples = _fill(model, documents, masks, cells, seed)
+    inside, outside, borders, samples = _fill(model, documents, masks, cells, seed)
     scores = {
         "objects": _f1(documents, inside),
         "kept": _f1(documents, outside),
+        "seams": seams(borders),
     }
     boxes = [offgrid_box(rng, world, grid) for _ in documents]
-    given, touched, _, others = _fill_fitting(model, documents, boxes, seed)
+    given, touched, _, borders, others = _fill_fitting(model, documents, boxes, seed)
     if given:
         scores["objects_offgrid"] = _f1(given, touched)
+        scores["seams_offgrid"] = seams(borders)
         pairs = zip(samples, others, strict=False)
         samples = [sample for both in pairs for sample in both]
     return Outcome(scores, samples)
@@ -51,15 +55,18 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 def infill_sizes(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """By how much is hidden, by boxes and free forms as in training, in % of the code
     cells: `objects_LOW_HIGH` are those of all cells of the layout that a mask touches,
-    `kept_LOW_HIGH` all others, against the reconstruction."""
+    `kept_LOW_HIGH` all others, against the reconstruction; `seams_LOW_HIGH`."""
     rng = np.random.default_rng(seed)
     scores, samples = {}, []
     for low, high in SIZES:
         masks = [mask_of_size(rng, model, low, high) for _ in documents]
-        given, inside, outside, some = _fill_fitting(model, documents, masks, seed)
+        given, inside, outside, borders, some = _fill_fitting(
+            model, documents, masks, seed
+        )
         if given:
             scores[f"objects_{low}_{high}"] = _f1(given, inside)
             scores[f"kept_{low}_{high}"] = _f1(given, outside)
+            scores[f"seams_{low}_{high}"] = seams(borders)
             samples.append(some)
     turns = zip(*samples, strict=False)
     return Outcome(scores, [sample for turn in turns for sample in turn])
@@ -70,7 +77,8 @@ def infill_untold(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
     go with the rest. `valid_LOW_HIGH`: pictures that are a scene of this world, every
     object whole and no more of them than there may be. `kept_LOW_HIGH`: objects of the
     cells that no mask touches, against the reconstruction. `visible_LOW_HIGH`: pixels
-    of visible code cells that are those of the reconstruction, but for rounding."""
+    of visible code cells that are those of the reconstruction, but for rounding.
+    `seams_LOW_HIGH`."""
     world, grid = scenes.world_of(model), model.codec.image.grid
     rng = np.random.default_rng(seed)
     originals = scenes.pictures(documents)
@@ -79,7 +87,9 @@ def infill_untold(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
     for low, high in SIZES:
         masks = [mask_of_size(rng, model, low, high) for _ in documents]
         cells = [_touched(world, _hidden(mask, grid)) for mask in masks]
-        _, outside, some = _fill(model, documents, masks, cells, seed, told=False)
+        _, outside, borders, some = _fill(
+            model, documents, masks, cells, seed, told=False
+        )
         made = [np.asarray(sample.pictures["infilled"]) for sample in some]
         valid = np.array([_is_scene(oracle.parse(world, x), world) for x in made])
         same = [kept(a, b, ~m) for a, b, m in zip(rebuilt, made, masks, strict=True)]
@@ -87,6 +97,7 @@ def infill_untold(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
         scores[f"valid_{name}"] = interval(valid.astype(float), np.mean, len(valid))
         scores[f"kept_{name}"] = _f1(documents, outside)
         scores[f"visible_{name}"] = interval(np.array(same), np.mean, len(same))
+        scores[f"seams_{name}"] = seams(borders)
         pairs = zip(some, valid, outside, strict=True)
         samples.append(
             [dataclasses.replace(s, ok=bool(v and a == b)) for s, v, (a, b) in pairs]
@@ -99,6 +110,25 @@ def kept(before_YXC: np.ndarray, after_YXC: np.ndarray, where_YX: np.ndarray) ->
     """The share of pixels, of those meant, that are the same but for rounding."""
     far_YX = np.abs(before_YXC.astype(int) - after_YXC).max(axis=2) > _ROUNDING
     return float(1 - far_YX[where_YX].mean()) if where_YX.any() else 1.0
+
+
+def jumps(picture_YXC: np.ndarray, hidden_YX: np.ndarray) -> float:
+    """Levels that pixels differ by over the border of what is hidden, all together."""
+    total = 0.0
+    for axis in (0, 1):
+        steps = np.abs(np.diff(picture_YXC.astype(int), axis=axis)).mean(axis=2)
+        total += steps[np.diff(hidden_YX, axis=axis)].sum()
+    return float(total)
+
+
+def seams(borders: Sequence[tuple[float, float]]) -> Score:
+    """Of the `jumps` of what was painted and of its reconstruction."""
+
+    def ratio(rows: np.ndarray) -> float:
+        made, rebuilt = rows.sum(0) + 1
+        return float(made / rebuilt)
+
+    return interval(np.array(borders), ratio, len(borders))
 
 
 def _is_scene(found: scenes.Objects, world: ShapesConfig) -> bool:
@@ -148,14 +178,14 @@ def _fill_fitting(
     documents: Sequence[Document],
     masks: Sequence[np.ndarray],
     seed: int,
-) -> tuple[list[Document], list[tuple], list[tuple], list[Sample]]:
+) -> tuple[list[Document], list[tuple], list[tuple], list[tuple], list[Sample]]:
     """The documents for which the context has room, and as `_fill` of these, in all
     cells that their masks touch."""
     world, grid = scenes.world_of(model), model.codec.image.grid
     drawn = zip(documents, masks, strict=True)
     fitting = [(d, mask) for d, mask in drawn if _fits(model, d, mask)]
     if not fitting:
-        return [], [], [], []
+        return [], [], [], [], []
     given, masks = scenes.columns(fitting)
     cells = [_touched(world, _hidden(mask, grid)) for mask in masks]
     return given, *_fill(model, given, masks, cells, seed)
@@ -168,16 +198,18 @@ def _fill(
     cells: Sequence[set[int]],
     seed: int,
     told: bool = True,
-) -> tuple[list[tuple], list[tuple], list[Sample]]:
+) -> tuple[list[tuple], list[tuple], list[tuple], list[Sample]]:
     """(wanted, found) objects in `cells` of the layout, (kept, found) of the others,
-    and samples, of pictures with `masks` painted anew, described or not."""
+    the borders' `jumps` and those of the reconstruction, and samples, of pictures with
+    `masks` painted anew, described or not."""
     originals, prompts = scenes.pictures(documents), scenes.captions(documents)
     texts = prompts if told else None
     painted: Any = model.infill(originals, masks, texts, seed=seed)
-    before = scenes.parsed(model, model.reconstruct(originals))
-    inside, outside, samples = [], [], []
-    for prompt, a, b, mask, mine, wanted, kept, found in zip(
-        *(prompts, originals, painted, masks, cells),
+    rebuilt = model.reconstruct(originals)
+    before = scenes.parsed(model, rebuilt)
+    inside, outside, borders, samples = [], [], [], []
+    for prompt, a, b, c, mask, mine, wanted, kept, found in zip(
+        *(prompts, originals, painted, rebuilt, masks, cells),
         *(scenes.wanted(documents), before, scenes.parsed(model, painted)),
         strict=True,
     ):
@@ -185,7 +217,9 @@ def _fill(
         inside.append((w, f))
         k, g = ({o for o in x if o.cell not in mine} for x in (kept, found))
         outside.append((k, g))
-        grey = blanked(a, _hidden(mask, model.codec.image.grid))
+        hidden = _hidden(mask, model.codec.image.grid)
+        borders.append(tuple(jumps(np.asarray(image), hidden) for image in (b, c)))
+        grey = blanked(a, hidden)
         pictures = {"blanked": grey, "infilled": b, "original": a}
         samples.append(
             Sample(
@@ -195,7 +229,7 @@ def _fill(
                 note=scenes.difference(w, f) if told else "",
             )
         )
-    return inside, outside, samples
+    return inside, outside, borders, samples
 
 
 def _f1(documents: Sequence[Document], pairs: Sequence[tuple]) -> Score:

@@ -12,7 +12,8 @@ picture is right:
 | | kept | pixels outside it that are those of the source, but for rounding |
 | | trained_directional, | the cosine of the changes of picture and caption, and that |
 | | trained_similarity | of the two pictures, by an encoder (if one is given) |
-| infill | visible, hidden_psnr | pixels outside the mask; dB inside (`_untold`) |
+| infill | visible, hidden_psnr, | pixels outside the mask; dB inside (`_untold`); and |
+| | seams | jumps at its border over those of the reconstruction |
 | segment | miou, ceiling, … | `segmentation.py`, against masks from alpha |
 | control_edge, _scribble | edge_f1 | Canny edges of both pictures, a pixel apart |
 | control_segmentation, ground | boxes | IoU of what is painted, whatever it is, with |
@@ -270,6 +271,8 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
         hidden = [psnr(a[m][None, None], c[m][None, None])[0] for a, _, c, m in rows]
         scores[f"visible{suffix}"] = _share(visible)
         scores[f"hidden_psnr{suffix}"] = _share(hidden)
+        borders = [tuple(filling.jumps(x, m) for x in (c, b)) for _, b, c, m in rows]
+        scores[f"seams{suffix}"] = filling.seams(borders)
         for a, image, mask in zip(originals, painted, masks, strict=True):
             grey = filling.blanked(picture(a), mask)
             shown = {"blanked": grey, "infilled": image, "the artist's": picture(a)}

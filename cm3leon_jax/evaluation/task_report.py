@@ -27,6 +27,7 @@ MAIN: dict[str, float | None] = {
     "edit_region/kept_background": None,
     "infill/objects": 0.95,
     "infill/kept": 0.99,
+    "infill/seams_offgrid": None,
     "two_edits/changed": None,
     "two_edits/kept": None,
     "two_edits/both": None,
@@ -116,7 +117,8 @@ def _scores(scores: Mapping[str, Any]) -> str:
         "<code>objects</code> count what is to be taken over and no more (of a content "
         "shapes, colours and sizes, wherever they are): handing it back would do, see "
         "the last column. So <code>exact</code>, the caption's part too, has the same "
-        "goal.</p>"
+        "goal. Seams: jumps at the borders of what was hidden, over those of the "
+        "reconstruction there; 1 is none.</p>"
         f"{table(rows, head)}"
     )
 
