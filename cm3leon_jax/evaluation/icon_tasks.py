@@ -271,7 +271,8 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
         hidden = [psnr(a[m][None, None], c[m][None, None])[0] for a, _, c, m in rows]
         scores[f"visible{suffix}"] = _share(visible)
         scores[f"hidden_psnr{suffix}"] = _share(hidden)
-        borders = [tuple(filling.jumps(x, m) for x in (c, b)) for _, b, c, m in rows]
+        jumps = filling.jumps
+        borders = [(jumps(c, mask), jumps(b, mask)) for _, b, c, mask in rows]
         scores[f"seams{suffix}"] = filling.seams(borders)
         for a, image, mask in zip(originals, painted, masks, strict=True):
             grey = filling.blanked(picture(a), mask)
