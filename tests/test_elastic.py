@@ -69,14 +69,16 @@ def ends(job, seconds=300):
 
 
 @pytest.mark.slow
-def test_8_devices_then_4_then_2_processes_of_2_then_1(tokens, tmp_path):
+def test_8_devices_then_4_then_4_processes_then_2_of_2_then_1(tokens, tmp_path):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     tiny_run.train(tokens, whole, 16, mesh(8))
     tiny_run.train(tokens, moved, 4, mesh(8))
     assert losses(moved) == losses(whole)[:4]  # bit-identical on equal devices
-    tiny_run.train(tokens, moved, 8, mesh(4))
-    for code, text in ends(members(tokens, moved, 2, devices=2, steps=12)):
-        assert code == 0, text
+    tiny_run.train(tokens, moved, 7, mesh(4))
+    for processes, devices, steps in ((4, 1, 10), (2, 2, 13)):
+        job = members(tokens, moved, processes, devices=devices, steps=steps)
+        for code, text in ends(job):
+            assert code == 0, text
     tiny_run.train(tokens, moved, 16, mesh(1))
     assert len(losses(moved)) == 16
     np.testing.assert_allclose(losses(moved), losses(whole), rtol=1e-5)
