@@ -18,7 +18,7 @@ from cm3leon_jax.data import tasks
 from cm3leon_jax.data.documents import Image, Segment
 from cm3leon_jax.data.task_templates import BREAK, FIELD
 from cm3leon_jax.inputs import Box, Picture, Region, as_many, box, listed, written
-from cm3leon_jax.pretrained import CUT
+from cm3leon_jax.pretrained import CUT, mapped
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.prompts import CLASS, IMAGE
 from cm3leon_jax.sampling.sampler import Sampler
@@ -84,14 +84,15 @@ def explain(
     texts = _tell(
         *(writer, "science_cot", fields, 0, _EXPLANATION, "an explanation"), **options
     )
-    found = []
-    for text in texts:
-        try:
-            both = tasks.parse_written("science_cot", text, 0)
-            found.append((both["explanation"], both["answer"]))
-        except ValueError:  # it came to no end
-            found.append((text, ""))
-    return found
+    return mapped(_explained, texts)
+
+
+def _explained(text: str) -> tuple[str, str]:
+    try:
+        both = tasks.parse_written("science_cot", text, 0)
+        return both["explanation"], both["answer"]
+    except ValueError:  # it came to no end
+        return text, ""
 
 
 def edit(
@@ -257,10 +258,10 @@ def _tell(
     if task.startswith("caption"):
         default = writer.system.sampling.caption
     texts, longest = writer.tell(wanted, default, name, usual, **options)
-    return [
-        _said(writer, pieces, longest, rest if last else "")
-        for (pieces,), rest in zip(texts, after, strict=True)
-    ]
+    return mapped(
+        lambda spans, rest: _said(writer, spans[0], longest, rest if last else ""),
+        *(texts, after),
+    )
 
 
 def _said(writer: Writer, pieces: np.ndarray, longest: int, after: str) -> str:

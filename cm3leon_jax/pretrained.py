@@ -6,8 +6,8 @@ Methods of `CM3Leon` with the same names say what these do.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Unpack
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 from PIL import Image as Pillow
@@ -19,6 +19,7 @@ from cm3leon_jax.data.documents import Document
 from cm3leon_jax.inputs import Picture, Region, as_many, listed
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.prompts import Prompt
+from cm3leon_jax.sampling.rerank import Ranked
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.writer import (
     SHORT,
@@ -33,6 +34,17 @@ from cm3leon_jax.writer import (
 CUT = "…"  # after a text that has as many pieces as it may: it goes on
 _CAPTION = 64  # pieces that a caption usually needs
 _HOLE_TEXT = 32  # pieces that the hole of a document usually needs
+
+
+def mapped(read: Callable[..., Any], found: Sequence[Any], *more: Any) -> list[Any]:
+    """`read` of all that `Writer.tell` found, of every candidate of a `Ranked`; `more`
+    has what else it is given of each."""
+    return [
+        dataclasses.replace(x, outputs=tuple(read(y, *rest) for y in x.outputs))
+        if isinstance(x, Ranked)
+        else read(x, *rest)
+        for x, *rest in zip(found, *more, strict=True)
+    ]
 
 
 def text_to_image(
@@ -70,10 +82,12 @@ def caption(
     ]
     default = writer.system.sampling.caption
     texts, longest = writer.tell(wanted, default, "a caption", _CAPTION, **options)
-    return [
-        writer.codec.decode_text(pieces) + CUT * (len(pieces) >= longest)
-        for (pieces,) in texts
-    ]
+    return mapped(
+        lambda spans: (
+            writer.codec.decode_text(spans[0]) + CUT * (len(spans[0]) >= longest)
+        ),
+        texts,
+    )
 
 
 def _told(
@@ -85,9 +99,10 @@ def _told(
     max_text: int | None = None,
     candidates: int | None = None,
     retrieve: Retrieve = 0,
+    return_scores: bool = False,
 ) -> list[str]:
     """Captions by a system that holds conversations."""
-    if retrieve != 0 or candidates not in (None, 1):
+    if retrieve != 0 or candidates not in (None, 1) or return_scores:
         conversation.refuse(writer, "retrieve or candidates of captions")
     default, longest = writer.system.sampling.caption, max_text or _CAPTION
     samplers = writer.samplers(sampler, default, 1, "a caption")
@@ -153,13 +168,14 @@ def infill_documents(
     texts, longest = writer.tell(
         wanted, default, "infilling of text", _HOLE_TEXT, **options
     )
-    return [
-        _with_cuts(
+    return mapped(
+        lambda spans, document: _with_cuts(
             writer.codec.filled(document, spans),
             [n for n, span in enumerate(spans) if len(span) >= longest],
-        )
-        for document, spans in zip(documents, texts, strict=True)
-    ]
+        ),
+        texts,
+        documents,
+    )
 
 
 def _with_cuts(document: Document, holes: list[int]) -> Document:

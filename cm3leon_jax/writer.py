@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.engine import Engine, Precision
 from cm3leon_jax.sampling.prompts import Prompt
-from cm3leon_jax.sampling.rerank import Rerank
+from cm3leon_jax.sampling.rerank import Rerank, ranked
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import System
 from cm3leon_jax.vocab import Layout
@@ -65,11 +65,13 @@ class TextOptions(Common, total=False):
     where the context is full. candidates: so many texts are written (None: as many as
     the config says) and the one is taken that is most likely together with all that
     was given, p(text) p(picture | text): the model asks itself whether it would have
-    drawn that picture.
+    drawn that picture. return_scores: return a `Ranked` for each prompt instead of a
+    text: all its candidates with those log-likelihoods in nats.
     """
 
     max_text: int | None
     candidates: int | None
+    return_scores: bool
 
 
 class FillingOptions(Options, TextOptions, total=False):
@@ -194,11 +196,13 @@ class Writer:
         candidates: int | None = None,
         retrieve: Retrieve = 0,
         sampler: Samplers = None,
+        return_scores: bool = False,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
-    ) -> tuple[list[list[np.ndarray]], int]:
-        """The text pieces of every hole of each, and how many there may be: a text of
-        that length was cut. `usual` is the longest that `task` usually needs."""
+    ) -> tuple[list[Any], int]:
+        """The text pieces of every hole of each, or a `Ranked` of such lists, and how
+        many there may be: a text of that length was cut. `usual` is the longest that
+        `task` usually needs."""
         seen = all(self._shows_a_picture(telling) for telling in wanted)
         samplers = self.samplers(sampler, default, 2 if seen else 1, task)
         candidates = self._candidates(candidates, samplers)
@@ -217,7 +221,7 @@ class Writer:
             read(tokens, self.layout)
             for tokens in self.tokens(prompts, samplers, seed, candidates, numbers)
         ]
-        if candidates > 1:
+        if candidates > 1 or return_scores:
             whole, starts = [], []
             for i, spans in enumerate(texts):
                 k = i // candidates
@@ -227,8 +231,12 @@ class Writer:
                 whole.append(self._filled(before, wanted[k].parts, spans))
                 starts.append(start)
             scores = np.reshape(self.engine.score(whole, starts), (-1, candidates))
-            best = np.arange(len(scores)) * candidates + scores.argmax(axis=1)
-            texts = [texts[i] for i in best]
+            number_PC = np.argsort(-scores, axis=1, kind="stable")
+            every = [
+                ranked(texts[i * candidates :][:candidates], order, score, {})
+                for i, (order, score) in enumerate(zip(number_PC, scores, strict=True))
+            ]
+            texts = every if return_scores else [found.outputs[0] for found in every]
         return texts, max_text
 
     def label(

@@ -162,6 +162,15 @@ def test_the_hidden_part_of_a_picture_has_candidates_too(model):
     model.infill([picture], [mask])  # one needs no score
 
 
+def test_captions_have_candidates_with_scores_too(model):
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    how = dict(max_text=5, candidates=3, sampler=CD_K)
+    (ranked,) = model.caption([picture], return_scores=True, **how)
+    assert sorted(ranked.numbers) == [0, 1, 2] and len(set(ranked.outputs)) == 3
+    assert list(ranked.scores) == sorted(ranked.scores, reverse=True)
+    assert model.caption([picture], **how) == [ranked.outputs[0]]
+
+
 def test_another_model_is_the_amateur_and_reads_the_same_prompt():
     expert, amateur = decoder(0), decoder(1, layers=2)
     engine = Engine(expert, LAYOUT, Rules(), None, 4)

@@ -1,5 +1,6 @@
-"""Ways of decoding compared, as figure 4 of the paper does: is what is drawn right, how
-different are the candidates of one prompt, and what does it cost?
+"""Ways of decoding compared, as figure 4 of the paper does: is what is drawn (or
+told of a picture) right, how different are the candidates of one prompt, and what do
+they cost?
 
 Of the largest number of candidates the first n are what n candidates would have been,
 so that one run of each way gives its whole curve.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -18,13 +20,15 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
-from cm3leon_jax.data.shapes import Object, Scene, ShapesConfig
-from cm3leon_jax.evaluation import oracle
-from cm3leon_jax.evaluation.protocol import Score, interval
+from cm3leon_jax.data.shapes import Object, ShapesConfig
+from cm3leon_jax.evaluation import oracle, scenes
+from cm3leon_jax.evaluation.decoding_report import at
+from cm3leon_jax.evaluation.protocol import interval
 from cm3leon_jax.sampling.rerank import Ranked, Rerank
 from cm3leon_jax.sampling.sampler import ContrastiveTopK, Sampler
 
 CANDIDATES = (1, 2, 4, 8, 16)
+HALVES = ("guided top-p", "CD-K")
 Samplers = tuple[Sampler, ...]
 Objects = frozenset[Object]
 
@@ -50,44 +54,83 @@ def ways(
     }
 
 
+def told(samplers: Samplers) -> str:
+    """The temperature of a way, and what else is not as by default."""
+    values, plain = dataclasses.asdict(samplers[0]), dataclasses.asdict(Sampler())
+    values |= values.pop("contrastive") or {}
+    return ", ".join(
+        f"{key} {value}"
+        for key, value in values.items()
+        if key == "temperature" or value != plain.get(key)
+    )
+
+
+def choice(ways: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of ways in several settings, named "WAY: settings", the best of each by the mean
+    F1 over its numbers of candidates."""
+    best: dict[str, dict[str, Any]] = {}
+    for name, made in ways.items():
+        way, _, settings = name.partition(": ")
+        values = [point["chosen"]["value"] for point in made["curve"].values()]
+        found = {"settings": settings, "mean": round(float(np.mean(values)), 5)}
+        if way not in best or found["mean"] > best[way]["mean"]:
+            best[way] = found | {"sampler": made["samplers"][0]}
+    return best
+
+
 def measure(
     model: CM3Leon,
     documents: Sequence[Document],
     samplers: Samplers,
     *,
+    task: str = "text_to_image",
     weights: Rerank,
     candidates: Sequence[int],
     seed: int,
+    timed: int = 1,
 ) -> dict[str, Any]:
-    """Draws the captions of scenes in one way: its curve, diversity and cost."""
-    world = model.system.source
-    if not isinstance(world, ShapesConfig):
-        raise ValueError(f"{model.system.name} is not of the shapes world")
-    start = time.monotonic()
-    most = max(candidates)
-    found: Any = model.text_to_image(
-        [document.texts[0] for document in documents],
-        sampler=samplers,
-        candidates=most,
-        rerank=weights,
-        return_scores=True,
-        seed=seed,
+    """Draws the captions of scenes in one way, or writes captions of their pictures:
+    its curve, diversity, and what a prompt costs.
+
+    Costs are of `timed` batches for each number of candidates, after as many that are
+    not counted: those compile. 0: no costs.
+    """
+    world, most = scenes.world_of(model), max(candidates)
+
+    def ask(some: Sequence[Document], n: int, **scored: Any) -> list[Any]:
+        how: Any = {"sampler": samplers[:n], "candidates": n, "seed": seed, **scored}
+        if task == "text_to_image":
+            return model.text_to_image(scenes.captions(some), rerank=weights, **how)
+        tuned = "caption_detailed" in model.writer.tasks
+        style = "detailed" if tuned else "short"
+        return model.caption(scenes.pictures(some), style=style, **how)
+
+    def seconds(n: int) -> float:
+        few, start = documents[: max(timed * model.engine.batch // n, 1)], 0.0
+        for _ in range(2):
+            start = time.monotonic()
+            ask(few, n)
+        return round((time.monotonic() - start) / len(few), 4)
+
+    cost = {n: {"seconds": seconds(n)} for n in candidates} if timed else {}
+    found: Any = ask(documents, most, return_scores=True)
+    points = curve(
+        scenes.wanted(documents),
+        found,
+        [[_objects(world, output) for output in each.outputs] for each in found],
+        candidates,
     )
-    seconds = time.monotonic() - start
-    scenes = [Scene.from_json(document.metadata["scene"]) for document in documents]
-    wanted = [frozenset(scene.objects) for scene in scenes]
-    parsed = [
-        [oracle.parse(world, np.asarray(picture)) for picture in ranked.outputs]
-        for ranked in found
-    ]
     return {
         "samplers": [dataclasses.asdict(sampler) for sampler in samplers],
-        "curve": curve(wanted, found, parsed, candidates),
-        "diversity": float(np.mean([diversity(ranked.outputs) for ranked in found])),
-        "seconds": round(seconds, 2),
-        "seconds_per_candidate": round(seconds / (len(documents) * most), 4),
+        "curve": {str(n): points[str(n)] | cost.get(n, {}) for n in candidates},
         "streams": max(sampler.streams for sampler in samplers),
     }
+
+
+def _objects(world: ShapesConfig, output: Pillow.Image | str) -> Objects:
+    if isinstance(output, str):
+        return oracle.parse_caption(world, output)
+    return oracle.parse(world, np.asarray(output))
 
 
 def curve(
@@ -95,9 +138,10 @@ def curve(
     found: Sequence[Ranked],
     parsed: Sequence[Sequence[Objects]],
     candidates: Sequence[int],
-) -> dict[str, dict[str, Score]]:
+) -> dict[str, dict[str, Any]]:
     """By number of candidates: `chosen`, F1 over the objects of those that rank first,
-    and `possible`, of those that have most objects right: what no ranking can exceed.
+    `possible`, of those that have most objects right, what no ranking can exceed, and
+    `diversity`.
 
     `parsed` are the objects of each prompt's candidates, in the order of `found`.
     """
@@ -117,32 +161,47 @@ def curve(
                 ("possible", oracle.object_counts(wanted, possible)),
             )
         }
+        each = [
+            [x for i, x in zip(r.numbers, r.outputs, strict=True) if i < n]
+            for r in found
+        ]
+        made[str(n)]["diversity"] = float(np.mean([diversity(some) for some in each]))
     return made
 
 
-def diversity(pictures: Sequence[Pillow.Image]) -> float:
-    """Mean distance of pairs of pictures: the root mean square of what their pixels
-    differ by, in [0, 1]; 0 for a single one."""
-    pixels = [np.asarray(picture, np.float64) / 255 for picture in pictures]
-    distances = [np.sqrt(np.mean((a - b) ** 2)) for a, b in combinations(pixels, 2)]
-    return float(np.mean(distances)) if distances else 0.0
+def diversity(outputs: Sequence[Pillow.Image] | Sequence[str]) -> float:
+    """Mean distance of pairs, in [0, 1]; 0 for a single one. Of pictures: the root mean
+    square of what their pixels differ by. Of texts: the share of their words that only
+    one of the two has."""
+    every = [
+        Counter(x.split()) if isinstance(x, str) else np.asarray(x, np.float64) / 255
+        for x in outputs
+    ]
+    return float(np.mean([_distance(a, b) for a, b in combinations(every, 2)] or [0]))
+
+
+def _distance(a: Any, b: Any) -> float:
+    if isinstance(a, Counter):
+        return 1 - (a & b).total() / max((a | b).total(), 1)
+    return float(np.sqrt(np.mean((a - b) ** 2)))
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The ways as lines of a Markdown table: F1 of the chosen candidate (of the best
-    possible one) by their number, diversity, and seconds per candidate."""
+    """The ways as lines of a Markdown table; for each number of candidates F1 of the
+    chosen one (of the best possible), diversity, and seconds per prompt."""
     numbers = sorted({int(n) for made in results.values() for n in made["curve"]})
-    head = ["", *(f"{n}" for n in numbers), "diversity", "s / candidate"]
+    head = ["chosen (possible) · diversity · seconds", *map(str, numbers)]
     lines = [head, ["---"] * len(head)]
     for name, made in results.items():
         cells = []
         for n in numbers:
             point = made["curve"].get(str(n))
-            cells.append(
-                f"{point['chosen']['value']:.3f} ({point['possible']['value']:.3f})"
-                if point
-                else ""
-            )
-        costs = [f"{made['diversity']:.3f}", f"{made['seconds_per_candidate']:.3f}"]
-        lines.append([name, *cells, *costs])
+            if point is None:
+                cells.append("")
+                continue
+            values = [point[key]["value"] for key in ("chosen", "possible")]
+            told = "{:.3f} ({:.3f})".format(*values)
+            parts = [f"{part:.3f}" for part in at(made, n) if part is not None]
+            cells.append(" · ".join([told, *parts]))
+        lines.append([name, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -24,6 +24,15 @@ def section(folder: Path) -> str:
     return "".join(parts)
 
 
+def at(way: Mapping[str, Any], n: int) -> tuple[float | None, float | None]:
+    """Diversity of n candidates, and seconds that a prompt takes, where it was timed.
+    Older studies have both of the most candidates only."""
+    point = way["curve"][str(n)]
+    if "diversity" in point:
+        return point["diversity"], point.get("seconds")
+    return way["diversity"], n * way["seconds_per_candidate"]
+
+
 def best(ways: Ways) -> dict[int, list[str]]:
     """By number of candidates, the ways that may be the best: that with the highest F1
     first, then those whose 95 % interval reaches up to its value, cheapest first."""
@@ -41,7 +50,7 @@ def best(ways: Ways) -> dict[int, list[str]]:
             for name, score in scores.items()
             if name != first and score["high"] >= scores[first]["value"]
         ]
-        others.sort(key=lambda name: ways[name]["seconds_per_candidate"])
+        others.sort(key=lambda name: at(ways[name], n)[1] or 0.0)
         made[n] = [first, *others]
     return made
 
@@ -56,12 +65,17 @@ def _study(found: Mapping[str, Any], ways: Ways) -> str:
         )
         for number, (name, way) in enumerate(ways.items())
     ]
+    numbers = sorted({int(n) for way in ways.values() for n in way["curve"]})
     rows = [
         (
             escape(name),
-            show(way["diversity"]),
-            show(way["seconds_per_candidate"]),
             str(way["streams"]),
+            *(
+                " · ".join(show(part) for part in at(way, n) if part is not None)
+                if str(n) in way["curve"]
+                else ""
+                for n in numbers
+            ),
         )
         for name, way in ways.items()
     ]
@@ -77,8 +91,9 @@ def _study(found: Mapping[str, Any], ways: Ways) -> str:
     head = ("candidates", "highest F1", "", "within its reach, cheapest first")
     return (
         f"<p>F1 over exact objects of the candidate that ranks first, of "
-        f"{show(found.get('prompts', 0))} captions. Dashed: with contrast.</p>"
+        f"{show(found.get('prompts', 0))} prompts. Dashed: with contrast. "
+        "Below: how far candidates are apart · seconds a prompt.</p>"
         f"<figure class=chart>{chart(lines, 860, 320, 'candidates')}</figure>"
-        f"{table(rows, ('way', 'diversity', 'seconds per candidate', 'streams'))}"
+        f"{table(rows, ('way', 'streams', *map(str, numbers)))}"
         f"{table(choice, head)}"
     )
