@@ -1,5 +1,6 @@
 """Public sets: read as they are given out, asked in parts, scored as they should be."""
 
+import ast
 import json
 import runpy
 from pathlib import Path
@@ -22,9 +23,26 @@ SIDE = tiny_sets.SIDE
 PROTOCOLS = sorted((Path(__file__).parent.parent / "configs/eval").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
-def test_every_protocol_of_the_repository_can_be_run(path):
-    made = runpy.run_path(str(path))["get_config"]().to_dict()
+def variants(path):
+    """What `get_config` may be given: the keys of what it looks `variant` up in."""
+    made = runpy.run_path(str(path))
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Subscript) and ast.unparse(node.slice) == "variant":
+            code = compile(ast.Expression(node.value), str(path), "eval")
+            return [(made, (key,)) for key in eval(code, made)]
+    return [(made, ())]
+
+
+@pytest.mark.parametrize(
+    ("module", "variant"),
+    [
+        pytest.param(*x, id=":".join((path.stem, *x[1])))
+        for path in PROTOCOLS
+        for x in variants(path)
+    ],
+)
+def test_every_protocol_of_the_repository_can_be_run(module, variant):
+    made = module["get_config"](*variant).to_dict()
     protocol = config.make(Protocol, made, "protocol")
     stages.check_protocol(protocol)
     assert config.make(Protocol, config.complete(Protocol, made), "").hash == (
@@ -91,6 +109,10 @@ def test_examples_that_say_nothing_or_show_nothing_are_named(tmp_path):
         ({"set": "imagenet"}, "choose from coco_prompts"),
         ({"retrieve": ()}, "public.retrieve"),
         ({"candidates": (0,)}, "public.candidates"),
+        (
+            {"metrics": ("inception_score",), "features": "efficientnet_lite0"},
+            "no inception_score by efficientnet_lite0",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             PublicConfig(**{"set": "vqa2"} | change)

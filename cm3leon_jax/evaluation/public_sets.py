@@ -67,6 +67,11 @@ class PublicConfig:
                 f"public.features={self.features!r}: choose inception or "
                 "efficientnet_lite0"
             )
+        if "inception_score" in self.metrics and self.features != "inception":
+            raise ValueError(
+                f"public.metrics: no inception_score by {self.features}, whose features "
+                "have no classes: leave it out, or give public.features=inception"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

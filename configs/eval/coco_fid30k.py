@@ -7,7 +7,8 @@ After 0, 1 and 2 retrieved documents, one picture a caption and the best of 8 by
 retriever's CLIP. One caption each of 30,000 pictures of val2014 (in the order of a
 hash: the paper's choice is not known), compared with those pictures, their centred
 squares at 256 pixels. `--data` also holds `pt_inception-2015-12-05-6726825d.pth`;
-`offline` has the features of EfficientNet-Lite0 instead, under their own name.
+`offline` has the features of EfficientNet-Lite0 instead, under their own name, and no
+Inception score.
 
 The paper (7B): 10.82, 5.78 and 4.88 of 8. What it samples with is not given: these are
 the defaults of its authors' script.
@@ -17,7 +18,10 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "inception") -> ConfigDict:
-    features = {"inception": "inception", "offline": "efficientnet_lite0"}[variant]
+    features, scores = {
+        "inception": ("inception", ("fid", "inception_score", "precision_recall")),
+        "offline": ("efficientnet_lite0", ("fid", "precision_recall")),
+    }[variant]
     return ConfigDict(
         {
             "name": "coco_fid30k" + ":offline" * (variant == "offline"),
@@ -29,7 +33,7 @@ def get_config(variant: str = "inception") -> ConfigDict:
             "seed": 0,
             "public": {
                 "set": "coco_prompts",
-                "metrics": ("fid", "inception_score", "precision_recall", "clip_score"),
+                "metrics": (*scores, "clip_score"),
                 "retrieve": (0, 1, 2),
                 "candidates": (1, 8),
                 "sampler": {"temperature": 1.0, "top_p": 0.9, "guidance": 4.0},
