@@ -160,6 +160,8 @@ def check_protocol(protocol: Protocol) -> None:
                 f"protocol.tasks: no {task!r} in world {protocol.world!r}, choose from "
                 f"{', '.join(EVALUATORS[protocol.world])}"
             )
+    if protocol.public is not None:
+        public_sets.check_metrics(protocol.public.metrics, protocol.tasks)
 
 
 EVALUATORS: dict[str, Mapping[str, Any]] = {

@@ -109,6 +109,7 @@ def test_examples_that_say_nothing_or_show_nothing_are_named(tmp_path):
         ({"set": "imagenet"}, "choose from coco_prompts"),
         ({"retrieve": ()}, "public.retrieve"),
         ({"candidates": (0,)}, "public.candidates"),
+        ({"metrics": ("FID",)}, "public.metrics has 'FID': choose from fid, inception"),
         (
             {"metrics": ("inception_score",), "features": "efficientnet_lite0"},
             "no inception_score by efficientnet_lite0",
@@ -116,6 +117,19 @@ def test_examples_that_say_nothing_or_show_nothing_are_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             PublicConfig(**{"set": "vqa2"} | change)
+
+
+def test_metrics_that_no_task_would_measure_are_refused(tmp_path):
+    public_set = PublicConfig(set="vqa2", metrics=("fid",))
+    protocol = Protocol(
+        **{"name": "x", "world": "public", "split": "test", "documents": 9},
+        **{"tasks": ("answer",), "shown": 0, "seed": 0, "public": public_set},
+    )
+    with pytest.raises(ValueError, match="has 'fid': choose from vqa_accuracy"):
+        stages.check_protocol(protocol)
+    assert set(public_sets.METRICS) == set(public.TASKS)
+    with pytest.raises(ValueError, match="metrics is empty"):
+        measure(tmp_path, "coco_prompts", "text_to_image", Model(), tmp_path)
 
 
 class Network:

@@ -28,6 +28,8 @@ def text_to_image(job: Job) -> Outcome:
     """A picture for the first caption of each example; what it is compared with are the
     examples' own. Of the candidates the first n are what n would have been."""
     config, scores, samples = job.config, {}, []
+    if not config.metrics:
+        raise ValueError("public.metrics is empty: pictures have no score by themselves")
     job.check_side()
     embedder = _embedder(job) if "clip_score" in config.metrics else None
     compared = set(config.metrics) - {"clip_score"}

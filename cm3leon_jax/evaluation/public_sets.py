@@ -28,6 +28,15 @@ from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 
 EXAMPLES = "examples.jsonl"
+# What each task can be asked for beside what it always measures.
+METRICS: dict[str, tuple[str, ...]] = {
+    "text_to_image": ("fid", "inception_score", "precision_recall", "clip_score"),
+    "reconstruction": ("fid",),
+    "caption": ("hallucination",),
+    "answer": ("vqa_accuracy",),
+    "rank": ("ndcg",),
+    "segment": ("miou",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,7 @@ class PublicConfig:
     def __post_init__(self):
         if self.set not in SETS:
             raise ValueError(f"public.set={self.set!r}: choose from {', '.join(SETS)}")
+        check_metrics(self.metrics, METRICS)
         for name, least in (("retrieve", 0), ("candidates", 1)):
             values = getattr(self, name)
             if not values or min(values) < least or len(set(values)) < len(values):
@@ -90,6 +100,15 @@ class Example:
     options: tuple[str, ...] = ()
     relevance: tuple[float, ...] = ()
     mask: str = ""
+
+
+def check_metrics(metrics: Sequence[str], tasks: Iterable[str]) -> None:
+    """ValueError for a metric that none of the tasks has: it would be passed over."""
+    known = [name for task in tasks for name in METRICS[task]]
+    if wrong := set(metrics) - set(known):
+        raise ValueError(
+            f"public.metrics has {sorted(wrong)[0]!r}: choose from {', '.join(known)}"
+        )
 
 
 Reader = Callable[[Path], Iterator[Example]]
