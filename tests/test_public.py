@@ -288,15 +288,38 @@ def test_pictures_are_compared_candidate_by_candidate(tmp_path, monkeypatch):
         )
 
 
-def test_masks_are_scored_by_the_classes_that_both_know(tmp_path):
+def test_masks_are_scored_by_the_classes_that_both_know(tmp_path, monkeypatch):
     for shift, value in ((0, 1.0), (SIDE // 2, 0.0)):
         folder = tmp_path / str(shift)
         found = measure(folder, "coco_segmentation", "segment", Model(shift), tmp_path)
         assert found.scores["miou@0"]["value"] == value
         assert found.scores["ceiling@0"]["value"] == 1
+        sample = found.samples[0].pictures
+        assert list(sample) == ["picture", "classes", "best of the grid", "truth"]
+        same = np.array_equal(sample["classes"], sample["truth"])
+        assert same == (shift == 0)
     (folder / "labels.txt").write_text("1: sun\n")
-    strange = Model()
+    strange, everywhere = Model(), Model()
     with pytest.raises(ValueError, match="tuned on the classes moon, star, of which"):
         public.evaluators(
             PublicConfig(set="coco_segmentation", image_size=SIDE), folder
         )["segment"](Kept(strange, Parts(tmp_path), "x"), [], 0)
+    everywhere.segment = lambda pictures, **_: (
+        [np.full((SIDE, SIDE), 2)] * len(pictures)
+    )
+    for label, value in ((255, 1.0), (7, 0.5)):  # nothing is counted there; it is
+
+        def make(folder, label=label):
+            tiny_sets.coco_segmentation(folder)
+            for path in folder.glob("stuffthingmaps/*/*.png"):
+                mask = np.array(Pillow.open(path))
+                mask[mask > 0] = label
+                Pillow.fromarray(mask).save(path)
+
+        monkeypatch.setitem(tiny_sets.MAKERS, "coco_segmentation", make)
+        places = tmp_path / f"of {label}", tmp_path / f"for {label}"
+        found = measure(
+            places[0], "coco_segmentation", "segment", everywhere, places[1]
+        )
+        assert found.scores["miou@0"]["value"] == value
+        assert found.scores["boundary_f1@0"]["value"] == (label == 255)

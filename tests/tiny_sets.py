@@ -138,7 +138,7 @@ def visdial(folder: Path) -> None:
 def coco_segmentation(folder: Path) -> None:
     names = pictures(folder, "val2017/{:012d}.jpg")
     for name in names:
-        labels = np.full((SIDE, 2 * SIDE), 255, np.uint8)
+        labels = np.full((SIDE, 2 * SIDE), 7, np.uint8)  # a class of nobody's
         labels[:, SIDE // 2 : SIDE] = 0  # the left half of the centred square
         path = folder / f"stuffthingmaps/val2017/{Path(name).stem}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

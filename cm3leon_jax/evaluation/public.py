@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from cm3leon_jax.config import write_whole
+from cm3leon_jax.data.controls import class_picture
 from cm3leon_jax.data.pictures import fit
 from cm3leon_jax.evaluation import (
     dialogue,
@@ -32,7 +33,12 @@ from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, i
 from cm3leon_jax.evaluation.public_job import Job
 from cm3leon_jax.evaluation.public_pictures import reconstruction, text_to_image
 from cm3leon_jax.evaluation.public_sets import PublicConfig
-from cm3leon_jax.evaluation.segmentation import confusion
+from cm3leon_jax.evaluation.segmentation import (
+    TOLERANCE,
+    boundary_counts,
+    boundary_f1,
+    confusion,
+)
 
 CUT = "…"  # the end of a text that was cut
 
@@ -152,8 +158,9 @@ def rank(job: Job) -> Outcome:
 
 
 def segment(job: Job) -> Outcome:
-    """Mean IoU over the classes that the model and the set both name; all else, and
-    what is not counted, is background, which is not one of them."""
+    """Mean IoU, and F1 of boundaries, over the classes that the model and the set both
+    name. All else is background, which is not one of them; pixels that are not counted
+    are background in every mask."""
     job.check_side()
     masks, side = job.model.codec.masks, job.config.image_size
     known = public_sets.labels(job.folder)
@@ -166,38 +173,56 @@ def segment(job: Job) -> Outcome:
         )
     numbers = {known[name]: job.model.classes.index(name) for name in shared}
     table = np.array([numbers.get(value, 0) for value in range(256)], np.int32)
+    kept, C = sorted(numbers.values()), len(masks.classes)
 
-    def work(own: slice) -> np.ndarray:
-        truth = []
-        for example in job.examples[own]:
-            with Pillow.open(job.folder / example.mask) as mask:
-                # Read as grey: a palette's numbers, not its colours.
-                grey = Pillow.fromarray(np.asarray(mask).astype(np.uint8)).convert(
-                    "RGB"
-                )
-            truth.append(table[fit(grey, side, Pillow.Resampling.NEAREST)[..., 0]])
+    def work(own: slice) -> dict[str, Any]:
+        marked = np.stack([_mask(job.folder / x.mask, side) for x in job.examples[own]])
+        truth, counted = table[marked], marked != public_sets.UNCOUNTED
         asked = job.options(own, 0) | {"wording": job.config.wording}
-        made = job.model.segment(job.pictures(own), **asked)
-        best = [masks.ceiling(labels) for labels in truth]
-        C = len(masks.classes)
-        return np.stack(
-            [_areas(confusion(np.stack(truth), np.stack(x), C)) for x in (made, best)],
-            axis=1,
-        )
+        made = np.stack(job.model.segment(job.pictures(own), **asked)) * counted
+        best = np.stack([masks.ceiling(labels) for labels in truth]) * counted
+        areas = [_areas(confusion(truth, x, C))[..., kept] for x in (made, best)]
+        edges = boundary_counts(truth, made, C, TOLERANCE)[:, np.array(kept) - 1]
+        shown = [(made[i], best[i], truth[i]) for i in job.shown(own)]
+        return {"areas": np.stack(areas, axis=1), "edges": edges, "shown": shown}
 
-    areas_BPKC = np.concatenate([*job.parts("masks", work)])
-    kept = [job.model.classes.index(name) for name in shared]
-    areas_BPKC = areas_BPKC[..., kept]
+    areas, edges, shown = [], [], []
+    for part in job.parts("masks", work):
+        areas.append(part["areas"])
+        edges.append(part["edges"])
+        shown += part["shown"]
+    areas_BPKC, edges_BCK = np.concatenate(areas), np.concatenate(edges)
 
     def miou(areas_BKC: np.ndarray) -> float:
         both_C, either_C = areas_BKC.sum(0)
         return float((both_C / np.maximum(either_C, 1))[either_C > 0].mean())
 
     n = len(areas_BPKC)
-    names = ("miou@0", "ceiling@0")
-    return Outcome(
-        {name: interval(areas_BPKC[:, p], miou, n) for p, name in enumerate(names)}
-    )
+    scores = {
+        f"{name}@0": interval(areas_BPKC[:, p], miou, n)
+        for p, name in enumerate(("miou", "ceiling"))
+    }
+    if edges_BCK.any():
+        found = interval(edges_BCK, lambda x: boundary_f1(x.sum(0)), n)
+        scores["boundary_f1@0"] = found
+    samples = []
+    for example, labels in zip(job.examples, shown, strict=False):
+        painted = {"picture": job.picture(example.picture)}
+        for name, x in zip(
+            ("classes", "best of the grid", "truth"), labels, strict=True
+        ):
+            painted[name] = class_picture(x, C)
+        pictures = {name: Pillow.fromarray(x) for name, x in painted.items()}
+        samples.append(Sample(text="", pictures=pictures))
+    return Outcome(scores, samples)
+
+
+def _mask(path: Path, side: int) -> np.ndarray:
+    """The numbers of a mask's pixels: uint8 [side, side]."""
+    with Pillow.open(path) as mask:
+        # Read as grey: a palette's numbers, not its colours.
+        grey = Pillow.fromarray(np.asarray(mask).astype(np.uint8)).convert("RGB")
+    return fit(grey, side, Pillow.Resampling.NEAREST)[..., 0]
 
 
 def _areas(counts_BCC: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 
 EXAMPLES = "examples.jsonl"
+UNCOUNTED = 255  # in masks
 # What each task can be asked for beside what it always measures.
 METRICS: dict[str, tuple[str, ...]] = {
     "text_to_image": ("fid", "inception_score", "precision_recall", "clip_score"),
@@ -79,8 +80,8 @@ class PublicConfig:
             )
         if "inception_score" in self.metrics and self.features != "inception":
             raise ValueError(
-                f"public.metrics: no inception_score by {self.features}, whose features "
-                "have no classes: leave it out, or give public.features=inception"
+                f"public.metrics: no inception_score by {self.features}, which "
+                "has no classes: leave it out, or give public.features=inception"
             )
 
 

@@ -111,7 +111,10 @@ def boundary_counts(
     disk_YX = offset[:, None] ** 2 + offset**2 <= tolerance**2
     counts_BCK = np.zeros((len(truth_BYX), classes - 1, 4), np.int64)
     for label in range(1, classes):
-        edges = [boundary(np.asarray(x) == label) for x in (made_BYX, truth_BYX)]
+        regions = [np.asarray(x) == label for x in (made_BYX, truth_BYX)]
+        if not any(region.any() for region in regions):
+            continue
+        edges = [boundary(region) for region in regions]
         near = [ndimage.binary_dilation(edge, disk_YX[None]) for edge in edges]
         matched = edges[0] & near[1], edges[1] & near[0]
         for k, pixels in enumerate((edges[0], matched[0], edges[1], matched[1])):

@@ -4,7 +4,8 @@
         --workdir runs/7b --checkpoint sft --data data/coco_stuff
 
 Mean IoU over the classes that the checkpoint was tuned on (`sft.classes`) and the set
-names, and `ceiling`, the same of the truth through the grid of class tokens. The paper
+names, `ceiling`, the same of the truth through the grid of class tokens, and
+`boundary_f1`. What COCO-Stuff leaves without a label (255) is not counted. The paper
 names the task and gives no number.
 """
 
@@ -25,6 +26,7 @@ def get_config() -> ConfigDict:
                 "set": "coco_segmentation",
                 "metrics": ("miou",),
                 "sampler": {"temperature": 0.0},
+                "version": 2,  # 1 counted classes where there is no label
             },
         }
     ).lock()
