@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 import references
-from jax.experimental import multihost_utils
 
 from cm3leon_jax.evaluation import frechet
 from cm3leon_jax.evaluation.frechet import Moments
@@ -117,21 +116,24 @@ def test_score_tells_how_far_disjoint_subsets_spread():
     assert np.mean(each) > score["value"]
 
 
-def test_hosts_are_added_up_in_full_precision(monkeypatch):
-    x = patches("astronaut", 300, 0)
-    mine = frechet.subsets([x], 192, parts=3)
-    alone = frechet.gather(mine)
-    assert [m.count for m in alone] == [100] * 3
-    for a, b in zip(alone, mine, strict=True):
-        np.testing.assert_array_equal(a.scatter, b.scatter)  # float32 would show
+def test_features_are_added_up_many_at_a_time(monkeypatch):
+    x, added, add = patches("astronaut", 5000, 0), [], Moments.add
 
-    def two_hosts(arrays, tiled):
-        return tuple(np.stack([a, a]) for a in arrays)
+    def counted(self, features):
+        added.append(len(features))
+        return add(self, features)
 
-    monkeypatch.setattr(multihost_utils, "process_allgather", two_hosts)
-    for both, one in zip(frechet.gather(mine), mine, strict=True):
-        assert both.count == 2 * one.count
-        np.testing.assert_allclose(both.scatter, 2 * one.scatter, rtol=1e-14)
+    monkeypatch.setattr(Moments, "add", counted)
+    batches = [x[i : i + 64] for i in range(0, 5000, 64)]
+    parts = frechet.subsets(batches, 192)
+    assert added == [500] * 10  # not ten a batch
+    np.testing.assert_allclose(parts[9].mean, x[9::10].mean(0), rtol=1e-12)
+    added.clear()
+    whole = frechet.moments(iter(batches), 192)
+    assert len(added) == 3 and whole.count == sum(added) == 5000
+    np.testing.assert_allclose(whole.mean, x.mean(0), rtol=1e-12)
+    wanted = np.cov(x, rowvar=False)
+    np.testing.assert_allclose(whole.covariance, wanted, rtol=0, atol=1e-12)
 
 
 def test_what_has_no_distribution_is_refused():

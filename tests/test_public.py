@@ -266,11 +266,19 @@ def test_what_captions_make_up_is_counted_by_coco_things(tmp_path, monkeypatch):
 def test_pictures_are_compared_candidate_by_candidate(tmp_path, monkeypatch):
     monkeypatch.setattr(public_job.features, "efficientnet_lite0", Network)
     about = {"metrics": ("fid",), "features": "efficientnet_lite0"}
+    read, parts = [], public_job.Job.parts
+
+    def counted(job, name, *rest):
+        read.append(name)
+        return parts(job, name, *rest)
+
+    monkeypatch.setattr(public_job.Job, "parts", counted)
     found = measure(
         *(tmp_path / "a", "coco_prompts", "text_to_image", Model(), tmp_path),
         candidates=(1, 3),
         **about,
     )
+    assert read.count("originals") == 1  # for all scores together
     black, best = (found.scores[f"frechet_mean@{key}"] for key in ("0", "0_of_3"))
     assert black["value"] > 1000 and best["value"] < 30  # JPEG is not exact
     files = {path.parent.name for path in tmp_path.glob("samples/x/*/7.png")}

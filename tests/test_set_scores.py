@@ -6,6 +6,7 @@ import references
 from scipy.special import log_softmax
 
 from cm3leon_jax.evaluation import inception_score, ndcg, precision_recall
+from cm3leon_jax.evaluation.precision_recall import Balls
 
 WHY = references.WHY
 
@@ -16,7 +17,7 @@ def clouds(m=700, n=600, width=24, seed=0):
 
 
 def values(real, made, k=5) -> dict[str, float]:
-    scores = precision_recall.scores(real, made, k)
+    scores = precision_recall.scores(Balls.around([real], k), [made], k)
     assert all(s["low"] <= s["value"] <= s["high"] for s in scores.values())
     assert scores["recall"]["n"] == len(real) and scores["density"]["n"] == len(made)
     return {name: score["value"] for name, score in scores.items()}
@@ -56,7 +57,17 @@ def test_too_few_or_unlike_features_are_refused():
         (real * np.nan, made, "real features are not finite"),
     ):
         with pytest.raises(ValueError, match=named):
-            precision_recall.scores(a, b)
+            precision_recall.scores(Balls.around([a]), [b])
+
+
+def test_vectors_are_kept_in_float32_whatever_their_batches():
+    real, made = clouds()
+    balls = Balls.around(np.array_split(real, 9))
+    assert balls.features.dtype == balls.radii.dtype == np.float32
+    np.testing.assert_allclose(balls.features, real - real.mean(0), atol=1e-6)
+    parts = precision_recall.scores(balls, np.array_split(made, 7))
+    whole = values(real, made)
+    assert {name: score["value"] for name, score in parts.items()} == whole
 
 
 def test_inception_score_of_counted_cases():

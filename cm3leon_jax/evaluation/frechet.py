@@ -2,8 +2,8 @@
 
 Heusel et al. 2017 (arXiv:1706.08500): |m - n|² + tr(S + T - 2 √(ST)) of means m, n and
 covariances S, T. Only with the features of the standard Inception weights is it the
-FID (`Features.key`). Means and covariances are added up in float64, batch by batch and
-host by host, so that any number of pictures needs the memory of two matrices.
+FID (`Features.key`). Means and covariances are added up in float64, batch by batch, so
+that any number of pictures needs the memory of a few matrices.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jax.experimental import multihost_utils
 
 from cm3leon_jax.evaluation.protocol import Score
 
 PARTS = 10  # disjoint subsets that tell how far a distance spreads
+_ROWS = 2048  # features that are added up at a time
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,35 @@ def distance(a: Moments, b: Moments) -> float:
     return _distance(a, b, _root(b.covariance))
 
 
+def moments(batches: Iterable[np.ndarray], width: int) -> Moments:
+    """Of all features together."""
+    return subsets(batches, width, 1)[0]
+
+
 def subsets(
     batches: Iterable[np.ndarray], width: int, parts: int = PARTS
 ) -> list[Moments]:
-    """Moments of disjoint subsets: feature i of all is in part i modulo `parts`."""
+    """Moments of disjoint subsets: feature i of all is in part i modulo `parts`.
+
+    Features wait until there are enough of a part: to add few costs as much as many.
+    """
     made, start = [Moments.empty(width)] * parts, 0
+    waiting: list[list[np.ndarray]] = [[] for _ in range(parts)]
+
+    def add(i: int) -> None:
+        if waiting[i]:
+            made[i] = made[i].add(np.concatenate(waiting[i]))
+            waiting[i].clear()
+
     for features_BE in batches:
         part_B = (start + np.arange(len(features_BE))) % parts
-        made = [m.add(features_BE[part_B == i]) for i, m in enumerate(made)]
         start += len(features_BE)
+        for i in range(parts):
+            waiting[i].append(features_BE[part_B == i])
+            if sum(map(len, waiting[i])) >= _ROWS:
+                add(i)
+    for i in range(parts):
+        add(i)
     return made
 
 
@@ -125,29 +145,6 @@ def score(made: Sequence[Moments], reference: Moments) -> Score:
         "n": whole.count,
         "spread": round(spread, 5),
     }
-
-
-def gather(made: Sequence[Moments]) -> list[Moments]:
-    """The moments over all processes, the same in each; part i joins part i."""
-    counts = np.array([m.count for m in made])
-    numbers = np.stack([np.append(m.mean, m.scatter) for m in made])
-    # As 32-bit words: JAX would make float32 of float64.
-    sent = (counts.astype(np.int32), numbers.view(np.uint32))
-    count_HP, words_HPE = multihost_utils.process_allgather(sent, tiled=False)
-    count_HP = np.reshape(count_HP, (-1, len(made)))
-    number_HPE = np.ascontiguousarray(words_HPE).view(np.float64)
-    number_HPE = number_HPE.reshape(*count_HP.shape, -1)
-    width = len(made[0].mean)
-
-    def moments(h: int, p: int) -> Moments:
-        mean, scatter = np.split(number_HPE[h, p], [width])
-        return Moments(int(count_HP[h, p]), mean, scatter.reshape(width, width))
-
-    hosts, parts = count_HP.shape
-    return [
-        functools.reduce(Moments.merge, [moments(h, p) for h in range(hosts)])
-        for p in range(parts)
-    ]
 
 
 def _distance(a: Moments, b: Moments, root_b: np.ndarray) -> float:

@@ -20,10 +20,10 @@ def score(logits_NK: np.ndarray, splits: int = 10) -> Score:
     if n < splits or not np.isfinite(logits_NK).all():
         raise ValueError(f"{n} finite logits for {splits} parts: each needs a picture")
     order = np.random.RandomState(_ORDER).permutation(n)
-    log_NK = log_softmax(np.asarray(logits_NK, np.float64)[order], axis=1)
     found = []
     for i in range(splits):
-        log_BK = log_NK[i * n // splits : (i + 1) * n // splits]
+        own_B = order[i * n // splits : (i + 1) * n // splits]
+        log_BK = log_softmax(np.asarray(logits_NK[own_B], np.float64), axis=1)
         p_BK = np.exp(log_BK)
         divergence_BK = p_BK * (log_BK - np.log(p_BK.mean(0)))
         found.append(np.exp(divergence_BK.sum(1).mean()))

@@ -16,7 +16,6 @@ from cm3leon_jax.evaluation import (
     inception_score,
     precision_recall,
 )
-from cm3leon_jax.evaluation.features import Features
 from cm3leon_jax.evaluation.protocol import Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.public_job import Job
 from cm3leon_jax.evaluation.public_sets import Example
@@ -29,7 +28,9 @@ def text_to_image(job: Job) -> Outcome:
     examples' own. Of the candidates the first n are what n would have been."""
     config, scores, samples = job.config, {}, []
     if not config.metrics:
-        raise ValueError("public.metrics is empty: pictures have no score by themselves")
+        raise ValueError(
+            "public.metrics is empty: pictures have no score by themselves"
+        )
     job.check_side()
     embedder = _embedder(job) if "clip_score" in config.metrics else None
     compared = set(config.metrics) - {"clip_score"}
@@ -70,6 +71,7 @@ def text_to_image(job: Job) -> Outcome:
             "originals", lambda own: job.network(np.stack(job.pictures(own)))
         )
 
+    real = _Real(job, compared, reals) if compared else None
     for k in config.retrieve:
         run = functools.partial(job.parts, "pictures", functools.partial(work, k=k), k)
         for n in config.candidates:
@@ -77,7 +79,7 @@ def text_to_image(job: Job) -> Outcome:
             def made(n: int = n, run: Callable[[], Any] = run) -> Iterator[np.ndarray]:
                 return (part["features"][n] for part in run())
 
-            found = _compared(job.network, compared, made, reals) if compared else {}
+            found = real.compared(made) if real is not None else {}
             if embedder is not None:
                 values = np.concatenate([part["clip"][n] for part in run()])
                 key = clip_scores.key(embedder.name)
@@ -105,29 +107,33 @@ def text_to_image(job: Job) -> Outcome:
     )
 
 
-def _compared(
-    network: Features,
-    metrics: set[str],
-    made: Callable[[], Iterator[np.ndarray]],
-    reals: Callable[[], Iterator[np.ndarray]],
-) -> dict[str, Score]:
-    """Scores of features of made pictures beside those of real ones."""
-    found: dict[str, Score] = {}
-    if "fid" in metrics:
-        real = frechet.Moments.empty(network.width)
-        for batch in reals():
-            real = real.add(batch)
-        moments = frechet.subsets(made(), network.width)
-        found[network.key] = frechet.score(moments, real)
-    if "inception_score" in metrics:
-        logits = [network.logits(batch) for batch in made()]
-        # By other weights than the published ones it is another score.
-        of = "" if network.standard else f"_{network.name}"
-        found[f"inception_score{of}"] = inception_score.score(np.concatenate(logits))
-    if "precision_recall" in metrics:
-        both = np.concatenate([*reals()]), np.concatenate([*made()])
-        found |= precision_recall.scores(*both)
-    return found
+Batches = Callable[[], Iterator[np.ndarray]]  # of features
+
+
+class _Real:
+    """What made pictures are compared with: what `metrics` need of it, found once."""
+
+    def __init__(self, job: Job, metrics: set[str], batches: Batches):
+        self.network, self.metrics = job.network, metrics
+        if "fid" in metrics:
+            self.moments = frechet.moments(batches(), self.network.width)
+        if "precision_recall" in metrics:
+            self.balls = precision_recall.Balls.around(batches())
+
+    def compared(self, made: Batches) -> dict[str, Score]:
+        """Scores of features of made pictures."""
+        network, found = self.network, {}
+        if "fid" in self.metrics:
+            moments = frechet.subsets(made(), network.width)
+            found[network.key] = frechet.score(moments, self.moments)
+        if "inception_score" in self.metrics:
+            logits = np.concatenate([network.logits(batch) for batch in made()])
+            # By other weights than the published ones it is another score.
+            of = "" if network.standard else f"_{network.name}"
+            found[f"inception_score{of}"] = inception_score.score(logits)
+        if "precision_recall" in self.metrics:
+            found |= precision_recall.scores(self.balls, made())
+        return found
 
 
 def reconstruction(job: Job) -> Outcome:
@@ -160,9 +166,7 @@ def reconstruction(job: Job) -> Outcome:
     for key, value in code_use(codes, len(counts)).items():
         scores[f"codes_{key}"] = {"value": value, "low": value, "high": value, "n": n}
     if "fid" in metrics:
-        found = _compared(
-            job.network, {"fid"}, lambda: run("made"), lambda: run("real")
-        )
+        found = _Real(job, {"fid"}, lambda: run("real")).compared(lambda: run("made"))
         scores |= {"r" * (key == "fid") + key: score for key, score in found.items()}
     shown = [picture for part in run("shown") for picture in part]
     return Outcome(
