@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -29,8 +31,10 @@ def _encode(model: VQGAN, images_BYXC: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _decode(model: VQGAN, codes_BYX: jax.Array) -> jax.Array:
-    return vqgan.to_uint8(model.decode(codes_BYX))
+def _decode(model: VQGAN, codes_BYX: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Pictures, and which of them are: what is not finite has no bytes."""
+    images_BYXC = model.decode(codes_BYX)
+    return vqgan.to_uint8(images_BYXC), jnp.isfinite(images_BYXC).all((1, 2, 3))
 
 
 class ImageTokenizer:
@@ -75,7 +79,8 @@ class ImageTokenizer:
         return self._in_batches(_encode, images_BYXC, empty)
 
     def decode(self, codes_BYX: np.ndarray) -> np.ndarray:
-        """Int codes -> uint8 pictures. ValueError for another grid or unknown codes."""
+        """Int codes -> uint8 pictures. ValueError for another grid or unknown codes,
+        and where what is painted is not finite."""
         codes_BYX = np.asarray(codes_BYX)
         if codes_BYX.dtype.kind not in "iu" or codes_BYX.shape[1:] != self.grid:
             raise ValueError(
@@ -90,16 +95,27 @@ class ImageTokenizer:
                 f"{self.codebook}, so they lie in [0, {self.codebook})"
             )
         empty = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
-        return self._in_batches(_decode, codes_BYX.astype(np.int32), empty)
+        none = np.zeros(0, bool)
+        codes_BYX = codes_BYX.astype(np.int32)
+        images_BYXC, finite_B = self._in_batches(_decode, codes_BYX, (empty, none))
+        if not finite_B.all():
+            raise ValueError(
+                f"the image tokenizer paints pixels that are not finite (picture "
+                f"{int(finite_B.argmin())}): its parameters are damaged, or its "
+                "training has diverged"
+            )
+        return images_BYXC
 
-    def _in_batches(self, function, inputs: np.ndarray, empty: np.ndarray):
+    def _in_batches(self, function, inputs: np.ndarray, empty: Any) -> Any:
+        """Arrays in the place of those in `empty`, which has none of each."""
         outputs = [empty]
         for start in range(0, len(inputs), self._batch):
             part = inputs[start : start + self._batch]
             padding = [(0, self._batch - len(part))] + [(0, 0)] * (part.ndim - 1)
             made = function(self.model, np.pad(part, padding))
-            outputs.append(np.asarray(made)[: len(part)])
-        return np.concatenate(outputs)
+            outputs.append(jax.device_get(made))
+        count = len(inputs)  # the last batch alone may be padded
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
 
 
 def save(directory: str | Path, config: VQGANConfig, model: VQGAN) -> None:
