@@ -12,6 +12,7 @@ from absl import logging
 from cm3leon_jax.codec import HOLE, Codec
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.inputs import listed
+from cm3leon_jax.retrieval.embed import Embedder
 from cm3leon_jax.retrieval.recall import Memory
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.prompts import Prompt
@@ -40,6 +41,15 @@ class Context:
     def __init__(self, codec: Codec, limit: int, memory: Memory | None):
         self.codec, self.limit, self.memory = codec, limit, memory
         self.fallbacks: Counter[str] = Counter()
+        self.encoder: Embedder | None = None
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """What sees texts and pictures in one space: `encoder` where one was given,
+        else the memory's."""
+        if self.encoder is not None or self.memory is None:
+            return self.encoder
+        return self.memory.embedder
 
     def documents(
         self,

@@ -85,10 +85,11 @@ class Judge:
                         f"rerank.{name} needs a text that describes the whole picture, "
                         f"and picture {i} has none; use rerank=Rerank(gain=1.0)"
                     )
-        if "similarity" in asked and self.context.memory is None:
+        if "similarity" in asked and self.context.embedder is None:
             raise ValueError(
                 "rerank.similarity needs an encoder, and this system has no section "
-                "`retrieval` that names one; use rerank=Rerank(gain=1.0)"
+                "`retrieval` that names one; use rerank=Rerank(gain=1.0), or give an "
+                "encoder (evaluate.py: --encoder)"
             )
 
     def best(self, sketches: Sketches) -> list[Pillow.Image]:
@@ -129,9 +130,9 @@ class Judge:
         if "likelihood" in asked:
             made["likelihood"] = self._likelihood(sketches)
         if "similarity" in asked:
-            assert self.context.memory is not None and painted is not None  # checked
+            assert self.context.embedder is not None and painted is not None  # checked
             made["similarity"] = ranks.similarity(
-                self.context.memory.embedder,
+                self.context.embedder,
                 [drawing.text or "" for drawing in sketches.wanted],
                 [np.asarray(picture) for picture in painted],
             )

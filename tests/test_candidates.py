@@ -122,14 +122,19 @@ def test_samplers_share_the_candidates(model):
     np.testing.assert_array_equal(drawn[0], codes_of(alone))
 
 
-def test_other_scores_choose_others(model):
+@pytest.mark.parametrize("given", [False, True])
+def test_other_scores_choose_others(model, given):
+    """By the memory's encoder, or one that is given to a system without a memory."""
     options = dict(sampler=GUIDED, candidates=4, return_scores=True)
     weights = Rerank(similarity=10.0, likelihood=0.5)
     try:
-        model.memory = types.SimpleNamespace(embedder=darkest("ab", 20))
+        if given:
+            model.context.encoder = darkest("ab", 20)
+        else:
+            model.memory = types.SimpleNamespace(embedder=darkest("ab", 20))
         found = model.text_to_image(TEXTS, rerank=weights, **options)
     finally:
-        model.memory = None
+        model.memory = model.context.encoder = None
     for text, ranked in zip(TEXTS, found, strict=True):
         cosines, nats = ranked.parts["similarity"], ranked.parts["likelihood"]
         total = 10 * np.array(cosines) + 0.5 * np.array(nats)

@@ -210,6 +210,8 @@ def run_protocol(
         model: Any = _Tokenizer(workdir)
     else:
         model = CM3Leon.load(workdir, checkpoint, mesh=mesh, decoder=decoder)
+        if encoder is not None:
+            model.context.encoder = encoder  # it chooses among candidates too
     samples = workdir / "samples" / path.stem
     folder, _, named = checkpoint.partition("@")
     step = int(named) if named else latest_step(workdir / folder)
