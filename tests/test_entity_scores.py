@@ -218,6 +218,10 @@ def test_likelihood_is_of_so_many_documents_and_random_ones(
             assert value(outcome, f"nats@{k}_same") == pytest.approx(same, abs=1e-4)
     assert value(outcome, "nats@2_random") == pytest.approx(0.5, abs=1e-4)
     assert outcome.scores["nats@2_random"]["n"] == 50
+    names = {d.metadata.get("entity", d.id) for d in documents}
+    assert outcome.scores["nats@2"]["clusters"] == len(names) < len(documents)
+    names = {d.metadata["entity"] for d in documents if d.metadata["group"] == "tail"}
+    assert outcome.scores["tail@2"]["clusters"] == len(names)
     rows = entities._random(TINY, 50)
     assert len({tuple(d.id for d in row) for row in rows}) > 45
     alone = Painter()

@@ -331,3 +331,16 @@ def test_masks_are_scored_by_the_classes_that_both_know(tmp_path, monkeypatch):
         )
         assert found.scores["miou@0"]["value"] == value
         assert found.scores["boundary_f1@0"]["value"] == (label == 255)
+
+
+def test_questions_of_a_picture_are_drawn_together(tmp_path):
+    tiny_sets.generic(tmp_path / "made")
+    lines = (tmp_path / "made/examples.jsonl").read_text().splitlines()
+    twice = [line.replace('{"id": "', '{"id": "x') for line in lines]
+    (tmp_path / "made/examples.jsonl").write_text("\n".join([*lines, *twice]))
+    settings = PublicConfig(set="vqa2", image_size=SIDE, metrics=("vqa_accuracy",))
+    examples = public_sets.read("vqa2", tmp_path / "made")
+    kept = Kept(Model(), Parts(tmp_path / "x.parts"), "x")
+    task = public.evaluators(settings, tmp_path / "made")["answer"]
+    for score in task(kept, examples, 4).scores.values():
+        assert (score["n"], score["clusters"]) == (48, 24)

@@ -119,21 +119,28 @@ def likelihood(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome
         found = retrieved(model, documents)
         given |= {k: [row[:k] for row in found] for k in range(1, MOST + 1)}
     scores: dict[str, Score] = {}
+    # Documents of a name are alike: an interval is over names.
+    names = [document.metadata.get("entity", document.id) for document in documents]
+
+    def mean(nats: np.ndarray, own: list[int]) -> Score:
+        return interval(nats[own], np.mean, len(own), [names[i] for i in own])
+
+    every = list(range(len(documents)))
+    few = every[: 5 * FEW]
     for k, rows in given.items():
         ids, starts = query_rows(model.codec, documents, rows)
         nats = nats_per_token(model.engine, ids, starts)
-        scores[f"nats@{k}"] = interval(nats, np.mean, len(nats))
+        scores[f"nats@{k}"] = mean(nats, every)
         for group in sorted(set(groups)):
-            part = nats[[g == group for g in groups]]
-            scores[f"{group}@{k}"] = interval(part, np.mean, len(part))
+            own = [i for i in every if groups[i] == group]
+            scores[f"{group}@{k}"] = mean(nats, own)
         if len(given) > 1 and k in (0, MOST):
-            same = nats[: 5 * FEW]
-            scores[f"nats@{k}_same"] = interval(same, np.mean, len(same))
+            scores[f"nats@{k}_same"] = mean(nats, few)
     if len(given) > 1:
-        few = documents[: 5 * FEW]
-        ids, starts = query_rows(model.codec, few, _random(world, len(few)))
+        asked = documents[: 5 * FEW]
+        ids, starts = query_rows(model.codec, asked, _random(world, len(asked)))
         nats = nats_per_token(model.engine, ids, starts)
-        scores[f"nats@{MOST}_random"] = interval(nats, np.mean, len(nats))
+        scores[f"nats@{MOST}_random"] = mean(nats, few)
     return Outcome(scores)
 
 

@@ -77,10 +77,11 @@ def answer(job: Job) -> Outcome:
 
     def judge(texts: list[str]) -> Mapping[str, Score]:
         said = np.array([bool(text) for text in texts], float)
-        scores = {"answered": interval(said, np.mean, len(said))}
+        shown = [x.picture for x in job.examples]  # several questions may share one
+        scores = {"answered": interval(said, np.mean, len(said), shown)}
         if "vqa_accuracy" in job.config.metrics:
             right = vqa.accuracy(texts, [x.references for x in job.examples])
-            scores["vqa_accuracy"] = interval(right, np.mean, len(right))
+            scores["vqa_accuracy"] = interval(right, np.mean, len(right), shown)
         return scores
 
     return _told(job, ("question_id", "answer"), ask, judge)
