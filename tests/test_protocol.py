@@ -40,6 +40,17 @@ def test_copies_do_not_narrow_an_interval():
     assert interval(values, np.mean, 50, range(50)) == plain | {"clusters": 50}
 
 
+def test_what_is_always_right_may_be_wrong_the_next_time():
+    all_right = interval(np.ones(20), np.mean, 20)
+    assert (all_right["value"], all_right["high"]) == (1, 1)
+    assert all_right["low"] == pytest.approx(20 / (20 + 1.96**2), abs=1e-5)  # Wilson
+    never = interval(np.zeros((30, 3)), np.mean, 90, [i // 3 for i in range(30)])
+    assert (never["value"], never["low"]) == (0, 0)
+    assert never["high"] == pytest.approx(1.96**2 / (10 + 1.96**2), abs=1e-5)
+    same = interval(np.full(20, 7.0), np.mean, 20)  # no share of anything
+    assert same["low"] == same["high"] == 7
+
+
 @pytest.mark.parametrize("layout, size, grid", [(2, 32, 8), (3, 64, 16), (3, 48, 6)])
 def test_boxes_cut_through_cells_and_hide_a_known_share(layout, size, grid):
     config = world.ShapesConfig(image_size=size, layout=layout)

@@ -49,6 +49,7 @@ from cm3leon_jax.training.checkpoint import latest_step
 Score = dict[str, float | int]
 TOKENIZER = "image_tokenizer"  # a checkpoint that public pictures can be measured by
 _RESAMPLES = 1000
+_WILSON = 1.96**2
 # Settings that came after the first results: they count where they are given.
 _LATER = ("data_hash", "public")
 
@@ -133,7 +134,8 @@ def interval(
 
     `n` is the number of things counted (objects, pictures), for the reader. Rows of
     one of the `clusters` [M] are copies of each other: they are drawn together, and
-    the score says how many clusters there are.
+    the score says how many clusters there are. Of rows that are all 0, or all 1, every
+    draw is the same: the interval of their mean is Wilson's.
     """
     names = list(clusters if clusters is not None else range(len(values)))
     members: dict[Hashable, list[int]] = {}
@@ -153,6 +155,9 @@ def interval(
         first = np.repeat(starts[drawn] - (np.cumsum(many) - many), many)
         draws.append(statistic(ordered[first + np.arange(len(first))]))
     low, high = np.quantile(draws, (0.025, 0.975))
+    if statistic is np.mean and low == high and low in (0, 1):
+        beyond = _WILSON / (len(groups) + _WILSON)
+        low, high = max(low - beyond, 0), min(high + beyond, 1)
     score = Interval(
         value=round(float(statistic(values)), 5),
         low=round(float(low), 5),
