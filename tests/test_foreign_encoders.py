@@ -9,6 +9,7 @@ import references
 
 from cm3leon_jax import encoders
 from cm3leon_jax.data.documents import Document, Image, Text
+from cm3leon_jax.evaluation import clip_scores
 from cm3leon_jax.interop import clip, huggingface, minilm
 from cm3leon_jax.models.dual_encoder import VIT_B_32
 from cm3leon_jax.retrieval_config import EncoderConfig
@@ -214,6 +215,16 @@ def test_clip_gives_the_numbers_of_transformers(clip_folder):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-6)
     scale = np.exp(reference.logit_scale.item())
     np.testing.assert_allclose(model.scale(), min(scale, 100), rtol=1e-6)
+    # CLIP score: 100 max(cosine, 0), the cosine being its logit over its scale.
+    embedder = encoders.load_clip(clip_folder)
+    vectors = model.image(jnp.asarray(images())), embedder.texts(TEXTS)
+    count = min(map(len, vectors))
+    cosines = outputs.logits_per_image.numpy().diagonal()[:count] / scale
+    image_BE, text_BE = (np.asarray(x)[:count] for x in vectors)
+    for sign in (1, -1):
+        found = clip_scores.clip_score(sign * image_BE, text_BE)
+        wanted = 100 * (sign * cosines).clip(0)
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
 
 
 def test_clip_ids_are_those_of_transformers(tmp_path):

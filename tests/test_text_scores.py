@@ -169,15 +169,13 @@ def test_things_are_named_by_their_longest_names(tmp_path):
         "person, man, girl, people\nhot dog\ndog, puppy\nbus\n\nbox, boxes\n"
     )
     synonyms = hallucination.read_synonyms(path)
-    assert hallucination.named("Two Girls, a hot dog.", synonyms) == {
-        "person",
-        "hot dog",
-    }
     for text, wanted in (
-        ("puppies and dogs", {"dog"}),
-        ("buses on a box", {"bus", "box"}),
-        ("a doghouse", set()),
-        ("", set()),
+        ("Two Girls, a hot dog.", ["person", "hot dog"]),
+        ("puppies and dogs", ["dog"]),
+        ("a dog, a man and a puppy", ["dog", "person", "dog"]),
+        ("buses on a box", ["bus", "box"]),
+        ("a doghouse", []),
+        ("", []),
     ):
         assert hallucination.named(text, synonyms) == wanted
     with pytest.raises(FileNotFoundError, match="a category a line"):
@@ -194,6 +192,25 @@ def test_hallucination_rates_of_counted_cases():
     assert [perfect[k]["value"] for k in perfect] == [0, 0, 1]
     with pytest.raises(ValueError, match="0 captions"):
         hallucination.scores([], [])
+
+
+def test_things_are_counted_as_the_paper_s_code_does():
+    """Its loop over words (`compute_chair`), for names of one word."""
+    names = {"man": "person", "person": "person", "dog": "dog", "bus": "bus"}
+    rng = np.random.default_rng(0)
+    words = [*names, "a", "near"]
+    texts = [" ".join(rng.choice(words, 9)) for _ in range(50)]
+    shown = [set(rng.choice(["person", "dog", "bus"], 2)) for _ in texts]
+    wrong = count = captions = 0
+    for text, there in zip(texts, shown, strict=True):
+        nodes = [names[word] for word in text.split() if word in names]
+        count += len(nodes)
+        wrong += sum(node not in there for node in nodes)
+        captions += any(node not in there for node in nodes)
+    scores = hallucination.of_captions(texts, [[]] * 50, shown, names)
+    assert scores["hallucinated"]["value"] == round(wrong / count, 5)
+    assert scores["hallucinated"]["n"] == count
+    assert scores["hallucinated_captions"]["value"] == round(captions / 50, 5)
 
 
 # ------------------------------------------------------------------ vectors

@@ -1,13 +1,17 @@
 """Things that captions name and pictures do not show, of whatever kind they are.
 
-Rohrbach et al. 2018 (arXiv:1809.02156): of the things named, the share that is not
-there (CHAIR_i), and of the captions, the share that names any such thing (CHAIR_s).
+Rohrbach et al. 2018 (arXiv:1809.02156): of the things named, each time that they are,
+the share that is not there (CHAIR_i), and of the captions, the share that names any
+such thing (CHAIR_s). The counting is that of their code; its list of words is read, but
+not its other rules: that finds singulars with `pattern`, and knows "baby" or "adult"
+before an animal, "passenger" before a jet or train, "toilet seat" and "bow tie" as one
+thing. Put such names on the lines of these things ("bear, baby bear, adult bear").
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +41,22 @@ def read_synonyms(path: str | Path) -> dict[str, str]:
     return found
 
 
-def named(caption: str, synonyms: Mapping[str, str]) -> set[str]:
-    """The categories that a caption names, longer names first ("hot dog" is no dog).
+def named(caption: str, synonyms: Mapping[str, str]) -> list[str]:
+    """The categories that a caption names, each as often as it does; longer names
+    first ("hot dog" is no dog).
 
     Plurals in s and es are known; others have to be among the synonyms.
     """
     words = _WORD.findall(caption.lower())
     longest = max((len(name.split()) for name in synonyms), default=0)
-    found, start = set(), 0
+    found, start = [], 0
     while start < len(words):
         for length in range(longest, 0, -1):
             name = " ".join(words[start : start + length])
             forms = (name, name.removesuffix("s"), name.removesuffix("es"))
             known = [synonyms[form] for form in forms if form in synonyms]
             if known:
-                found.add(known[0])
+                found.append(known[0])
                 start += length
                 break
         else:
@@ -59,14 +64,17 @@ def named(caption: str, synonyms: Mapping[str, str]) -> set[str]:
     return found
 
 
-def scores(found: Sequence[Set[Any]], shown: Sequence[Set[Any]]) -> dict[str, Score]:
-    """`hallucinated`, of the things named; `hallucinated_captions`; and `named`, of the
-    things shown those that are named: saying nothing is no way to a good score."""
+def scores(
+    found: Sequence[Collection[Any]], shown: Sequence[Set[Any]]
+) -> dict[str, Score]:
+    """`hallucinated`, of what is named, as often as it stands in `found`;
+    `hallucinated_captions`; and `named`, of the things shown those that are named:
+    saying nothing is no way to a good score."""
     if len(found) != len(shown) or not found:
         raise ValueError(f"{len(found)} captions of {len(shown)} pictures")
     counts = np.array(
         [
-            (len(f - s), len(f), len(f & s), len(s))
+            (sum(x not in s for x in f), len(f), len(s & set(f)), len(s))
             for f, s in zip(found, shown, strict=True)
         ]
     )

@@ -302,7 +302,7 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
         shown = [
             {x["subject"] for x in document.metadata["artwork"]} for document in some
         ]
-        told = [hallucination.named(text, subjects) for text in found]
+        told = [{*hallucination.named(text, subjects)} for text in found]
         scores[f"hallucinated{of}"] = hallucination.scores(told, shown)["hallucinated"]
         samples += [
             Sample(text=b, pictures={"picture": picture(x)}, note=f"the artist's: {a}")

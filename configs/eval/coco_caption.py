@@ -30,6 +30,8 @@ def get_config(variant: str = "captions") -> ConfigDict:
                 "set": "coco_karpathy",
                 "metrics": metrics,
                 "sampler": {"temperature": 0.0},
+                # Of hallucination, 1 counted a thing once however often it was named.
+                "version": 1 + bool(metrics),
             },
         }
     ).lock()
