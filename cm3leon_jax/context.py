@@ -45,11 +45,8 @@ class Context:
 
     @property
     def embedder(self) -> Embedder | None:
-        """What sees texts and pictures in one space: `encoder` where one was given,
-        else the memory's."""
-        if self.encoder is not None or self.memory is None:
-            return self.encoder
-        return self.memory.embedder
+        """Of texts and pictures: the `encoder` that was given, or the memory's."""
+        return self.encoder or (None if self.memory is None else self.memory.embedder)
 
     def documents(
         self,

@@ -88,8 +88,8 @@ class Judge:
         if "similarity" in asked and self.context.embedder is None:
             raise ValueError(
                 "rerank.similarity needs an encoder, and this system has no section "
-                "`retrieval` that names one; use rerank=Rerank(gain=1.0), or give an "
-                "encoder (evaluate.py: --encoder)"
+                "`retrieval` that names one; use rerank=Rerank(gain=1.0) (evaluate.py: "
+                "give an --encoder)"
             )
 
     def best(self, sketches: Sketches) -> list[Pillow.Image]:

@@ -140,14 +140,16 @@ def test_what_is_not_finite_is_no_picture(trained):
     good = ImageTokenizer.load(trained[0]).model
     bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), good)
     codes = np.zeros((3, 4, 4), np.int32)
-    with pytest.raises(ValueError, match=r"not finite \(picture 0\)"):
+    with pytest.raises(ValueError, match="picture 0: .* is not finite"):
         ImageTokenizer(config, bad).decode(codes)
+    with pytest.raises(ValueError, match="picture 0: .* is not finite"):
+        ImageTokenizer(config, bad).encode(pictures(2))
     # One code whose vector is not finite spoils the pictures that have it, no others.
     good.codebook[...] = good.codebook[...].at[7].set(jnp.inf)
     tokenizer = ImageTokenizer(config, good)
     assert tokenizer.decode(codes).shape == (3, 16, 16, 3)
     codes[2, 1, 1] = 7
-    with pytest.raises(ValueError, match=r"not finite \(picture 2\)"):
+    with pytest.raises(ValueError, match="picture 2: .* is not finite"):
         tokenizer.decode(codes)
 
 

@@ -52,17 +52,17 @@ def test_copies_are_at_distance_zero_far_from_the_origin():
 def test_too_few_or_unlike_features_are_refused():
     real, made = clouds(20, 20)
     for a, b, named in (
-        (real, made[:5], "made features are .5, 24.: needed are more than k=5"),
+        (real, made[:5], "made features .5, 24.: needed are more than k=5"),
         (real, made[:, :3], "of width 24"),
-        (real * np.nan, made, "real features are not finite"),
+        (real * np.nan, made, "real features .* all of them finite"),
     ):
         with pytest.raises(ValueError, match=named):
-            precision_recall.scores(Balls.around([a]), [b])
+            precision_recall.scores(Balls.around([a], 5), [b])
 
 
 def test_vectors_are_kept_in_float32_whatever_their_batches():
     real, made = clouds()
-    balls = Balls.around(np.array_split(real, 9))
+    balls = Balls.around(np.array_split(real, 9), 5)
     assert balls.features.dtype == balls.radii.dtype == np.float32
     np.testing.assert_allclose(balls.features, real - real.mean(0), atol=1e-6)
     parts = precision_recall.scores(balls, np.array_split(made, 7))

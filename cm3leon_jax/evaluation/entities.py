@@ -93,13 +93,11 @@ def retrieve(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
     for group, queries in _queries(world, documents, PER_RECALL).items():
         names = [query.metadata["entity"] for query in queries]
         found = retrieved(model, queries)
-        right = np.array(
-            [
-                [sum(_is_of(name, d) for d in row) > 0, _share(name, row)]
-                for name, row in zip(names, found, strict=True)
-            ],
-            float,
-        )
+        same = [
+            [d.metadata.get("entity") == name for d in row]
+            for name, row in zip(names, found, strict=True)
+        ]
+        right = np.array([[any(x), sum(x) / max(len(x), 1)] for x in same], float)
         n = len(names)
         for i, measure in enumerate(("recall", "right")):
             scores[f"{measure}@{MOST}_{group}"] = interval(
@@ -113,32 +111,30 @@ def likelihood(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome
     `nats@K` of all documents, `GROUP@K` of a group's. `nats@2_random` is after random
     documents, of the first 500, `nats@0_same` and `nats@2_same` of the same ones."""
     world = _world(model)
-    groups = [document.metadata["group"] for document in documents]
+    groups = np.array([document.metadata["group"] for document in documents])
+    # Documents of a name are alike: an interval is over names.
+    names = [document.metadata.get("entity", document.id) for document in documents]
     given: dict[int, Found] = {0: [[] for _ in documents]}
     if _has_memory(model, world):
         found = retrieved(model, documents)
         given |= {k: [row[:k] for row in found] for k in range(1, MOST + 1)}
     scores: dict[str, Score] = {}
-    # Documents of a name are alike: an interval is over names.
-    names = [document.metadata.get("entity", document.id) for document in documents]
+    every, few = np.arange(len(documents)), np.arange(len(documents))[: 5 * FEW]
 
-    def mean(nats: np.ndarray, own: list[int]) -> Score:
+    def mean(nats: np.ndarray, own: np.ndarray) -> Score:
         return interval(nats[own], np.mean, len(own), [names[i] for i in own])
 
-    every = list(range(len(documents)))
-    few = every[: 5 * FEW]
     for k, rows in given.items():
         ids, starts = query_rows(model.codec, documents, rows)
         nats = nats_per_token(model.engine, ids, starts)
         scores[f"nats@{k}"] = mean(nats, every)
-        for group in sorted(set(groups)):
-            own = [i for i in every if groups[i] == group]
-            scores[f"{group}@{k}"] = mean(nats, own)
+        for group in sorted(set(groups.tolist())):
+            scores[f"{group}@{k}"] = mean(nats, every[groups == group])
         if len(given) > 1 and k in (0, MOST):
             scores[f"nats@{k}_same"] = mean(nats, few)
     if len(given) > 1:
-        asked = documents[: 5 * FEW]
-        ids, starts = query_rows(model.codec, asked, _random(world, len(asked)))
+        random = _random(world, len(few))
+        ids, starts = query_rows(model.codec, documents[: len(few)], random)
         nats = nats_per_token(model.engine, ids, starts)
         scores[f"nats@{MOST}_random"] = mean(nats, few)
     return Outcome(scores)
@@ -223,14 +219,11 @@ def _changed(
         model.memory.add(gone, keep=False)
         return {f"{MOST}_removed": found}
     if group == "tail":
-        others = (d for d in entities.documents(world, "train") if not _of_tail(d))
+        every = entities.documents(world, "train")
+        others = (d for d in every if d.metadata["group"] != "tail")
         memory = model.memory.other(list(itertools.islice(others, OTHERS)))
         return {f"{MOST}_swapped": memory.find(texts, [None] * len(texts), MOST)}
     return {}
-
-
-def _of_tail(document: Document) -> bool:
-    return document.metadata["group"] == "tail"
 
 
 def _random(world: EntitiesConfig, count: int) -> Found:
@@ -319,14 +312,6 @@ def _commonest(looks: Sequence[Look]) -> Look:
         Counter(values).most_common(1)[0][0] for values in zip(*looks, strict=True)
     )
     return shape, colour, size
-
-
-def _is_of(name: str, document: Document) -> bool:
-    return document.metadata.get("entity") == name
-
-
-def _share(name: str, row: Sequence[Document]) -> float:
-    return sum(_is_of(name, d) for d in row) / max(len(row), 1)
 
 
 def _text(document: Any) -> str:

@@ -9,7 +9,7 @@ that any number of pictures needs the memory of a few matrices.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,21 +71,6 @@ class Moments:
             raise ValueError(f"{self.count} pictures have no covariance: 2 or more do")
         return self.scatter / (self.count - 1)
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """For `np.savez`; `from_arrays` is the way back."""
-        return {"count": np.int64(self.count), "mean": self.mean} | {
-            "scatter": self.scatter
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Moments:
-        return cls(int(arrays["count"]), arrays["mean"], arrays["scatter"])
-
-
-def distance(a: Moments, b: Moments) -> float:
-    """The squared Fréchet distance, which is what everybody reports."""
-    return _distance(a, b, _root(b.covariance))
-
 
 def moments(batches: Iterable[np.ndarray], width: int) -> Moments:
     """Of all features together."""
@@ -135,8 +120,8 @@ def score(made: Sequence[Moments], reference: Moments) -> Score:
             f"{len(made)} subsets: score at least {2 * len(made)}"
         )
     root = _root(reference.covariance)
-    value = _distance(whole, reference, root)
-    spread = float(np.std([_distance(m, reference, root) for m in made], ddof=1))
+    value = distance(whole, reference, root)
+    spread = float(np.std([distance(m, reference, root) for m in made], ddof=1))
     half = 1.96 * spread / len(made) ** 0.5
     return {
         "value": round(value, 5),
@@ -147,7 +132,10 @@ def score(made: Sequence[Moments], reference: Moments) -> Score:
     }
 
 
-def _distance(a: Moments, b: Moments, root_b: np.ndarray) -> float:
+def distance(a: Moments, b: Moments, root_b: np.ndarray | None = None) -> float:
+    """The squared Fréchet distance, which is what everybody reports; `root_b` is that
+    of the covariance of b where it is known."""
+    root_b = _root(b.covariance) if root_b is None else root_b
     if len(a.mean) != len(b.mean):
         raise ValueError(f"features {len(a.mean)} and {len(b.mean)} wide: not the same")
     # tr √(ST) is the sum of the singular values of √S √T, which are real whatever the

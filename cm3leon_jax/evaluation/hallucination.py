@@ -2,10 +2,9 @@
 
 Rohrbach et al. 2018 (arXiv:1809.02156): of the things named, each time that they are,
 the share that is not there (CHAIR_i), and of the captions, the share that names any
-such thing (CHAIR_s). The counting is that of their code; its list of words is read, but
-not its other rules: that finds singulars with `pattern`, and knows "baby" or "adult"
-before an animal, "passenger" before a jet or train, "toilet seat" and "bow tie" as one
-thing. Put such names on the lines of these things ("bear, baby bear, adult bear").
+such thing (CHAIR_s). Counted as by their code, which finds singulars with `pattern` and
+takes "baby bear" (so with "adult", and with "passenger" for jets and trains), "toilet
+seat", "bow tie" for one thing: put such names on the lines of those things.
 """
 
 from __future__ import annotations

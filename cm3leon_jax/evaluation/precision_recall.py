@@ -4,9 +4,8 @@ Precision and recall: Kynkäänniemi et al. 2019 (arXiv:1904.06991); density and
 Naeem et al. 2020 (arXiv:2002.09797). A picture counts as inside a set where it lies in
 the ball around one of its members that reaches to the member's k-th neighbour.
 
-Vectors are float32, as features are made, and start at the mean of the real ones. In
-memory are those of both sets (of one twice, while it is read) and the distances of a
-few rows: less than 1 GiB of 30,000 pictures and 2,048 features.
+Vectors are float32, as features are made. In memory are those of both sets (of one
+twice, while it is read) and the distances of a few rows: about 1 GiB of 30,000.
 """
 
 from __future__ import annotations
@@ -38,32 +37,23 @@ class Balls:
         cls,
         batches: Iterable[np.ndarray],
         k: int = NEIGHBOURS,
-        centre: np.ndarray | None = None,
-        name: str = "real",
+        real: Balls | None = None,
     ) -> Balls:
-        """Of features [B, E] in any number of batches; `centre` is their mean without
-        another. ValueError where there are no more than k, or they are not finite."""
-        found = [np.asarray(x, np.float32) for x in batches]
-        x_NE = np.concatenate(found) if found else np.zeros((0, 0), np.float32)
-        del found
-        if x_NE.ndim != 2 or len(x_NE) <= k:
+        """Of features [B, E] in any number of batches, from the centre of the `real`
+        ones. ValueError where they are not finite, no more than k, or of another width.
+        """
+        x_NE = np.concatenate([np.asarray(x, np.float32) for x in batches])
+        width = x_NE.shape[-1] if real is None else len(real.centre)
+        right = x_NE.ndim == 2 and len(x_NE) > k and x_NE.shape[1] == width
+        if not right or not np.isfinite(x_NE).all():
             raise ValueError(
-                f"{name} features are {list(x_NE.shape)}: needed are more than k={k}"
+                f"{'made' if real else 'real'} features {list(x_NE.shape)}: needed are "
+                f"more than k={k}, of width {width}, all of them finite"
             )
-        if not np.isfinite(x_NE).all():
-            raise ValueError(f"{name} features are not finite")
-        if centre is None:
-            centre = x_NE.mean(0, dtype=np.float64)
-        if len(centre) != x_NE.shape[1]:
-            raise ValueError(
-                f"{name} features are {list(x_NE.shape)}, not of width {len(centre)}"
-            )
-        for start in range(0, len(x_NE), _ROWS):
-            x_NE[start : start + _ROWS] -= centre
+        centre = x_NE.mean(0) if real is None else real.centre
+        x_NE -= centre
         # The nearest of each is itself.
-        radii = [
-            np.partition(d, k)[:, k] for _, d in _distances(x_NE, x_NE, f"{name} balls")
-        ]
+        radii = [np.partition(d, k)[:, k] for _, d in _distances(x_NE, x_NE, "balls")]
         return cls(x_NE, np.concatenate(radii), centre)
 
 
@@ -71,11 +61,8 @@ def scores(
     real: Balls, batches: Iterable[np.ndarray], k: int = NEIGHBOURS
 ) -> dict[str, Score]:
     """`precision`, `recall`, `density`, `coverage` of made features, in batches [B, E],
-    with intervals over the pictures that each counts, the balls staying as they are.
-
-    ValueError as `Balls.around`, which says what there must be of both.
-    """
-    made = Balls.around(batches, k, real.centre, "made")
+    with intervals over the pictures that each counts, the balls staying as they are."""
+    made = Balls.around(batches, k, real)
     inside_N = np.zeros(len(made.features), np.int64)
     recalled, covered = [], []
     for own, d in _distances(real.features, made.features, "real among made"):

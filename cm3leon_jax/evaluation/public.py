@@ -180,19 +180,26 @@ def segment(job: Job) -> Outcome:
         marked = np.stack([_mask(job.folder / x.mask, side) for x in job.examples[own]])
         truth, counted = table[marked], marked != public_sets.UNCOUNTED
         asked = job.options(own, 0) | {"wording": job.config.wording}
-        made = np.stack(job.model.segment(job.pictures(own), **asked)) * counted
+        pictures = job.pictures(own)
+        made = np.stack(job.model.segment(pictures, **asked)) * counted
         best = np.stack([masks.ceiling(labels) for labels in truth]) * counted
         areas = [_areas(confusion(truth, x, C))[..., kept] for x in (made, best)]
         edges = boundary_counts(truth, made, C, TOLERANCE)[:, np.array(kept) - 1]
-        shown = [(made[i], best[i], truth[i]) for i in job.shown(own)]
+        maps = {"classes": made, "best of the grid": best, "truth": truth}
+        shown = [
+            {
+                "picture": pictures[i],
+                **{k: class_picture(x[i], C) for k, x in maps.items()},
+            }
+            for i in job.shown(own)
+        ]
         return {"areas": np.stack(areas, axis=1), "edges": edges, "shown": shown}
 
-    areas, edges, shown = [], [], []
-    for part in job.parts("masks", work):
-        areas.append(part["areas"])
-        edges.append(part["edges"])
-        shown += part["shown"]
-    areas_BPKC, edges_BCK = np.concatenate(areas), np.concatenate(edges)
+    parts = [*job.parts("masks", work)]
+    areas_BPKC = np.concatenate([part["areas"] for part in parts])
+    edges_BCK = np.concatenate([part["edges"] for part in parts])
+    rows = [row for part in parts for row in part["shown"]]
+    shown = [{k: Pillow.fromarray(x) for k, x in row.items()} for row in rows]
 
     def miou(areas_BKC: np.ndarray) -> float:
         both_C, either_C = areas_BKC.sum(0)
@@ -206,16 +213,7 @@ def segment(job: Job) -> Outcome:
     if edges_BCK.any():
         found = interval(edges_BCK, lambda x: boundary_f1(x.sum(0)), n)
         scores["boundary_f1@0"] = found
-    samples = []
-    for example, labels in zip(job.examples, shown, strict=False):
-        painted = {"picture": job.picture(example.picture)}
-        for name, x in zip(
-            ("classes", "best of the grid", "truth"), labels, strict=True
-        ):
-            painted[name] = class_picture(x, C)
-        pictures = {name: Pillow.fromarray(x) for name, x in painted.items()}
-        samples.append(Sample(text="", pictures=pictures))
-    return Outcome(scores, samples)
+    return Outcome(scores, [Sample(text="", pictures=x) for x in shown])
 
 
 def _mask(path: Path, side: int) -> np.ndarray:

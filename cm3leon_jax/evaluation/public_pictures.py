@@ -28,9 +28,7 @@ def text_to_image(job: Job) -> Outcome:
     examples' own. Of the candidates the first n are what n would have been."""
     config, scores, samples = job.config, {}, []
     if not config.metrics:
-        raise ValueError(
-            "public.metrics is empty: pictures have no score by themselves"
-        )
+        raise ValueError("public.metrics is empty: nothing scores the pictures")
     job.check_side()
     embedder = _embedder(job) if "clip_score" in config.metrics else None
     compared = set(config.metrics) - {"clip_score"}
@@ -71,7 +69,7 @@ def text_to_image(job: Job) -> Outcome:
             "originals", lambda own: job.network(np.stack(job.pictures(own)))
         )
 
-    real = _Real(job, compared, reals) if compared else None
+    real = Real(job, compared, reals) if compared else None
     for k in config.retrieve:
         run = functools.partial(job.parts, "pictures", functools.partial(work, k=k), k)
         for n in config.candidates:
@@ -110,7 +108,7 @@ def text_to_image(job: Job) -> Outcome:
 Batches = Callable[[], Iterator[np.ndarray]]  # of features
 
 
-class _Real:
+class Real:
     """What made pictures are compared with: what `metrics` need of it, found once."""
 
     def __init__(self, job: Job, metrics: set[str], batches: Batches):
@@ -166,7 +164,7 @@ def reconstruction(job: Job) -> Outcome:
     for key, value in code_use(codes, len(counts)).items():
         scores[f"codes_{key}"] = {"value": value, "low": value, "high": value, "n": n}
     if "fid" in metrics:
-        found = _Real(job, {"fid"}, lambda: run("real")).compared(lambda: run("made"))
+        found = Real(job, {"fid"}, lambda: run("real")).compared(lambda: run("made"))
         scores |= {"r" * (key == "fid") + key: score for key, score in found.items()}
     shown = [picture for part in run("shown") for picture in part]
     return Outcome(

@@ -80,8 +80,8 @@ class PublicConfig:
             )
         if "inception_score" in self.metrics and self.features != "inception":
             raise ValueError(
-                f"public.metrics: no inception_score by {self.features}, which "
-                "has no classes: leave it out, or give public.features=inception"
+                f"public.metrics: no inception_score by {self.features}, which has no "
+                "classes: leave it out, or give public.features=inception"
             )
 
 
@@ -172,12 +172,10 @@ def _checked(folder: Path, example: Example) -> Example:
             raise FileNotFoundError(
                 f"{folder / name} does not exist, and example {example.id!r} shows it"
             )
-    for kind in ("references", "options"):
-        texts = getattr(example, kind)
+    for kind in ("reference", "option"):
+        texts = getattr(example, f"{kind}s")
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(
-                f"example {example.id!r} of {folder}: an empty {kind[:-1]}"
-            )
+            raise ValueError(f"example {example.id!r} of {folder}: an empty {kind}")
     if example.size:  # it has been read from within TFDS's files
         return example
     size = (folder / example.picture).stat().st_size
@@ -330,7 +328,16 @@ def _pictures(folder: Path) -> Iterator[Example]:
 
 
 _COCO = "cocodataset.org: "
-_VAL_2014 = "val2014/COCO_val2014_{:012d}.jpg"
+
+
+def _vqa_val(prefix: str, source: str) -> tuple[tuple[str, ...], str, Reader]:
+    """Questions about pictures of COCO's, and answers."""
+    files = (f"{prefix}OpenEnded_mscoco_val2014_questions.json",)
+    files += (f"{prefix}mscoco_val2014_annotations.json",)
+    reader = _vqa(*files, "val2014/COCO_val2014_{:012d}.jpg")
+    return (*files, "val2014"), f"{source}; {_COCO}2014 Val images", reader
+
+
 # What must be there, where it comes from, and how it is read.
 SETS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
     "coco_prompts": (
@@ -343,19 +350,7 @@ SETS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
         f"{_COCO}2014 Val images; dataset_coco.json of Karpathy's caption_datasets.zip",
         _karpathy,
     ),
-    "vqa2": (
-        (
-            "v2_OpenEnded_mscoco_val2014_questions.json",
-            "v2_mscoco_val2014_annotations.json",
-            "val2014",
-        ),
-        f"visualqa.org: VQA v2.0; {_COCO}2014 Val images",
-        _vqa(
-            "v2_OpenEnded_mscoco_val2014_questions.json",
-            "v2_mscoco_val2014_annotations.json",
-            _VAL_2014,
-        ),
-    ),
+    "vqa2": _vqa_val("v2_", "visualqa.org: VQA v2.0"),
     "vqa2_test_dev": (
         ("v2_OpenEnded_mscoco_test-dev2015_questions.json", "test2015"),
         f"visualqa.org: VQA v2.0; {_COCO}2015 Test images",
@@ -365,19 +360,7 @@ SETS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
             "test2015/COCO_test2015_{:012d}.jpg",
         ),
     ),
-    "okvqa": (
-        (
-            "OpenEnded_mscoco_val2014_questions.json",
-            "mscoco_val2014_annotations.json",
-            "val2014",
-        ),
-        f"okvqa.allenai.org: testing; {_COCO}2014 Val images",
-        _vqa(
-            "OpenEnded_mscoco_val2014_questions.json",
-            "mscoco_val2014_annotations.json",
-            _VAL_2014,
-        ),
-    ),
+    "okvqa": _vqa_val("", "okvqa.allenai.org: testing"),
     "vizwiz": (
         ("Annotations/val.json", "val"),
         "vizwiz.org: visual question answering, val.zip and Annotations.zip",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +25,14 @@ _MAX_BATCH = 256
 
 
 @jax.jit
-def _encode(model: VQGAN, images_BYXC: jax.Array) -> jax.Array:
-    return model.encode(vqgan.to_float(images_BYXC))
+def _encode(model: VQGAN, images_BYXC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """And which are made of finite numbers: neither codes nor bytes tell any more."""
+    z_BYXE = model.latents(vqgan.to_float(images_BYXC))
+    return vqgan.nearest(z_BYXE, model.codes_ZE()), jnp.isfinite(z_BYXE).all((1, 2, 3))
 
 
 @jax.jit
 def _decode(model: VQGAN, codes_BYX: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Pictures, and which of them are: what is not finite has no bytes."""
     images_BYXC = model.decode(codes_BYX)
     return vqgan.to_uint8(images_BYXC), jnp.isfinite(images_BYXC).all((1, 2, 3))
 
@@ -42,7 +42,7 @@ class ImageTokenizer:
 
     Pictures are uint8 [B, Y, X, 3] of `image_size` pixels a side, codes int32
     [B, Yg, Xg] in [0, `codebook`). Calls run in batches of one fixed size, so no
-    number of pictures compiles anew.
+    number of pictures compiles anew. ValueError where numbers are not finite.
     """
 
     def __init__(self, config: VQGANConfig, model: VQGAN):
@@ -79,8 +79,7 @@ class ImageTokenizer:
         return self._in_batches(_encode, images_BYXC, empty)
 
     def decode(self, codes_BYX: np.ndarray) -> np.ndarray:
-        """Int codes -> uint8 pictures. ValueError for another grid or unknown codes,
-        and where what is painted is not finite."""
+        """Int codes -> uint8 pictures. ValueError for another grid or unknown codes."""
         codes_BYX = np.asarray(codes_BYX)
         if codes_BYX.dtype.kind not in "iu" or codes_BYX.shape[1:] != self.grid:
             raise ValueError(
@@ -95,27 +94,21 @@ class ImageTokenizer:
                 f"{self.codebook}, so they lie in [0, {self.codebook})"
             )
         empty = np.zeros((0, self.image_size, self.image_size, 3), np.uint8)
-        none = np.zeros(0, bool)
-        codes_BYX = codes_BYX.astype(np.int32)
-        images_BYXC, finite_B = self._in_batches(_decode, codes_BYX, (empty, none))
-        if not finite_B.all():
-            raise ValueError(
-                f"the image tokenizer paints pixels that are not finite (picture "
-                f"{int(finite_B.argmin())}): its parameters are damaged, or its "
-                "training has diverged"
-            )
-        return images_BYXC
+        return self._in_batches(_decode, codes_BYX.astype(np.int32), empty)
 
-    def _in_batches(self, function, inputs: np.ndarray, empty: Any) -> Any:
-        """Arrays in the place of those in `empty`, which has none of each."""
+    def _in_batches(self, function, inputs: np.ndarray, empty: np.ndarray):
         outputs = [empty]
         for start in range(0, len(inputs), self._batch):
             part = inputs[start : start + self._batch]
             padding = [(0, self._batch - len(part))] + [(0, 0)] * (part.ndim - 1)
-            made = function(self.model, np.pad(part, padding))
-            outputs.append(jax.device_get(made))
-        count = len(inputs)  # the last batch alone may be padded
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *outputs)
+            made, finite_B = jax.device_get(function(self.model, np.pad(part, padding)))
+            if not finite_B[: len(part)].all():
+                raise ValueError(
+                    f"picture {start + finite_B.argmin()}: the image tokenizer makes "
+                    "what is not finite; it is damaged, or its training has diverged"
+                )
+            outputs.append(made[: len(part)])
+        return np.concatenate(outputs)
 
 
 def save(directory: str | Path, config: VQGANConfig, model: VQGAN) -> None:
