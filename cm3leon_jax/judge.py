@@ -88,8 +88,7 @@ class Judge:
         if "similarity" in asked and self.context.embedder is None:
             raise ValueError(
                 "rerank.similarity needs an encoder, and this system has no section "
-                "`retrieval` that names one; use rerank=Rerank(gain=1.0) (evaluate.py: "
-                "give an --encoder)"
+                "`retrieval` that names one; use rerank=Rerank(gain=1.0)"
             )
 
     def best(self, sketches: Sketches) -> list[Pillow.Image]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cm3leon_jax.config import write_whole
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shards import ShardReader, ShardWriter, shard_path
 from cm3leon_jax.data.tokenization import (
@@ -156,7 +157,7 @@ def build(
         if meta_path.is_file():
             _check_meta(meta_path, meta)
         else:
-            _write_text(meta_path, json.dumps(meta))
+            write_whole(meta_path, json.dumps(meta))
     job.together(f"tokens of {split} begin")
     mine = range(job.process, shards, job.processes)
     total, done, made = sum(_count(documents, k, shards) for k in mine), 0, 0
@@ -318,10 +319,4 @@ def _save(path: Path, array: np.ndarray) -> None:
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
         np.save(file, array)
-    partial.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
     partial.replace(path)

@@ -9,7 +9,7 @@ that any number of pictures needs the memory of a few matrices.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from cm3leon_jax.evaluation.protocol import Score
 
 PARTS = 10  # disjoint subsets that tell how far a distance spreads
-_ROWS = 2048  # features that are added up at a time
+_ROWS = 8192  # features that are added up at a time
 
 
 @dataclass(frozen=True)
@@ -80,28 +80,25 @@ def moments(batches: Iterable[np.ndarray], width: int) -> Moments:
 def subsets(
     batches: Iterable[np.ndarray], width: int, parts: int = PARTS
 ) -> list[Moments]:
-    """Moments of disjoint subsets: feature i of all is in part i modulo `parts`.
-
-    Features wait until there are enough of a part: to add few costs as much as many.
-    """
+    """Moments of disjoint subsets: feature i of all is in part i modulo `parts`."""
     made, start = [Moments.empty(width)] * parts, 0
-    waiting: list[list[np.ndarray]] = [[] for _ in range(parts)]
-
-    def add(i: int) -> None:
-        if waiting[i]:
-            made[i] = made[i].add(np.concatenate(waiting[i]))
-            waiting[i].clear()
-
-    for features_BE in batches:
+    for features_BE in _blocks(batches):
         part_B = (start + np.arange(len(features_BE))) % parts
+        made = [m.add(features_BE[part_B == i]) for i, m in enumerate(made)]
         start += len(features_BE)
-        for i in range(parts):
-            waiting[i].append(features_BE[part_B == i])
-            if sum(map(len, waiting[i])) >= _ROWS:
-                add(i)
-    for i in range(parts):
-        add(i)
     return made
+
+
+def _blocks(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Many batches as one: a matrix is added up as often as there are blocks."""
+    waiting: list[np.ndarray] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= _ROWS:
+            yield np.concatenate(waiting)
+            waiting.clear()
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def score(made: Sequence[Moments], reference: Moments) -> Score:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -63,9 +62,7 @@ def named(caption: str, synonyms: Mapping[str, str]) -> list[str]:
     return found
 
 
-def scores(
-    found: Sequence[Collection[Any]], shown: Sequence[Set[Any]]
-) -> dict[str, Score]:
+def scores(found: Sequence[Collection], shown: Sequence[Set]) -> dict[str, Score]:
     """`hallucinated`, of what is named, as often as it stands in `found`;
     `hallucinated_captions`; and `named`, of the things shown those that are named:
     saying nothing is no way to a good score."""

@@ -18,6 +18,7 @@ import tqdm
 
 from cm3leon_jax.evaluation.protocol import Score, interval
 
+Batches = Iterable[np.ndarray]  # of features
 NEIGHBOURS = 5
 _ROWS = 512  # of distances in memory at a time
 _EQUAL = 1e-6  # of squared lengths: what is nearer than rounding is the same
@@ -34,10 +35,7 @@ class Balls:
 
     @classmethod
     def around(
-        cls,
-        batches: Iterable[np.ndarray],
-        k: int = NEIGHBOURS,
-        real: Balls | None = None,
+        cls, batches: Batches, k: int = NEIGHBOURS, real: Balls | None = None
     ) -> Balls:
         """Of features [B, E] in any number of batches, from the centre of the `real`
         ones. ValueError where they are not finite, no more than k, or of another width.
@@ -57,9 +55,7 @@ class Balls:
         return cls(x_NE, np.concatenate(radii), centre)
 
 
-def scores(
-    real: Balls, batches: Iterable[np.ndarray], k: int = NEIGHBOURS
-) -> dict[str, Score]:
+def scores(real: Balls, batches: Batches, k: int = NEIGHBOURS) -> dict[str, Score]:
     """`precision`, `recall`, `density`, `coverage` of made features, in batches [B, E],
     with intervals over the pictures that each counts, the balls staying as they are."""
     made = Balls.around(batches, k, real)

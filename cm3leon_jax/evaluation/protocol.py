@@ -49,7 +49,6 @@ from cm3leon_jax.training.checkpoint import latest_step
 Score = dict[str, float | int]
 TOKENIZER = "image_tokenizer"  # a checkpoint that public pictures can be measured by
 _RESAMPLES = 1000
-_WILSON = 1.96**2
 # Settings that came after the first results: they count where they are given.
 _LATER = ("data_hash", "public")
 
@@ -156,7 +155,7 @@ def interval(
         draws.append(statistic(ordered[first + np.arange(len(first))]))
     low, high = np.quantile(draws, (0.025, 0.975))
     if statistic is np.mean and low == high and low in (0, 1):
-        beyond = _WILSON / (len(groups) + _WILSON)
+        beyond = 1.96**2 / (len(groups) + 1.96**2)
         low, high = max(low - beyond, 0), min(high + beyond, 1)
     score = Interval(
         value=round(float(statistic(values)), 5),

@@ -25,6 +25,7 @@ from cm3leon_jax.evaluation import (
     hallucination,
     ndcg,
     public_sets,
+    segmentation,
     text_scores,
     vqa,
 )
@@ -33,12 +34,7 @@ from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, i
 from cm3leon_jax.evaluation.public_job import Job
 from cm3leon_jax.evaluation.public_pictures import reconstruction, text_to_image
 from cm3leon_jax.evaluation.public_sets import PublicConfig
-from cm3leon_jax.evaluation.segmentation import (
-    TOLERANCE,
-    boundary_counts,
-    boundary_f1,
-    confusion,
-)
+from cm3leon_jax.evaluation.segmentation import TOLERANCE, confusion
 
 CUT = "…"  # the end of a text that was cut
 
@@ -184,7 +180,9 @@ def segment(job: Job) -> Outcome:
         made = np.stack(job.model.segment(pictures, **asked)) * counted
         best = np.stack([masks.ceiling(labels) for labels in truth]) * counted
         areas = [_areas(confusion(truth, x, C))[..., kept] for x in (made, best)]
-        edges = boundary_counts(truth, made, C, TOLERANCE)[:, np.array(kept) - 1]
+        edges = segmentation.boundary_counts(truth, made, C, TOLERANCE)[
+            :, np.array(kept) - 1
+        ]
         maps = {"classes": made, "best of the grid": best, "truth": truth}
         shown = [
             {
@@ -211,7 +209,7 @@ def segment(job: Job) -> Outcome:
         for p, name in enumerate(("miou", "ceiling"))
     }
     if edges_BCK.any():
-        found = interval(edges_BCK, lambda x: boundary_f1(x.sum(0)), n)
+        found = interval(edges_BCK, lambda x: segmentation.boundary_f1(x.sum(0)), n)
         scores["boundary_f1@0"] = found
     return Outcome(scores, [Sample(text="", pictures=x) for x in shown])
 

@@ -16,6 +16,7 @@ from cm3leon_jax.evaluation import (
     inception_score,
     precision_recall,
 )
+from cm3leon_jax.evaluation.precision_recall import Batches
 from cm3leon_jax.evaluation.protocol import Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.public_job import Job
 from cm3leon_jax.evaluation.public_sets import Example
@@ -64,11 +65,10 @@ def text_to_image(job: Job) -> Outcome:
         made["shown"] = [[chosen[n][i] for n in chosen] for i in job.shown(own)]
         return made
 
-    def reals() -> Iterator[np.ndarray]:
-        return job.parts(
-            "originals", lambda own: job.network(np.stack(job.pictures(own)))
-        )
+    def originals(own: slice) -> np.ndarray:
+        return job.network(np.stack(job.pictures(own)))
 
+    reals = functools.partial(job.parts, "originals", originals)
     real = Real(job, compared, reals) if compared else None
     for k in config.retrieve:
         run = functools.partial(job.parts, "pictures", functools.partial(work, k=k), k)
@@ -105,20 +105,17 @@ def text_to_image(job: Job) -> Outcome:
     )
 
 
-Batches = Callable[[], Iterator[np.ndarray]]  # of features
-
-
 class Real:
     """What made pictures are compared with: what `metrics` need of it, found once."""
 
-    def __init__(self, job: Job, metrics: set[str], batches: Batches):
+    def __init__(self, job: Job, metrics: set[str], batches: Callable[[], Batches]):
         self.network, self.metrics = job.network, metrics
         if "fid" in metrics:
             self.moments = frechet.moments(batches(), self.network.width)
         if "precision_recall" in metrics:
             self.balls = precision_recall.Balls.around(batches())
 
-    def compared(self, made: Batches) -> dict[str, Score]:
+    def compared(self, made: Callable[[], Batches]) -> dict[str, Score]:
         """Scores of features of made pictures."""
         network, found = self.network, {}
         if "fid" in self.metrics:

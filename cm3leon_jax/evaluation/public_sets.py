@@ -385,9 +385,5 @@ SETS: dict[str, tuple[tuple[str, ...], str, Reader]] = {
         f"{_COCO}2017 Val images; COCO-Stuff: stuffthingmaps_trainval2017, labels.txt",
         _stuff,
     ),
-    "pictures": (
-        ("images",),
-        "pictures of any kind, in folders of any depth",
-        _pictures,
-    ),
+    "pictures": (("images",), "pictures of any kind, in any folders", _pictures),
 }

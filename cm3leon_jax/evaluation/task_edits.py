@@ -174,15 +174,12 @@ def _scores(
             scores[f"kept{name}"] = scenes.f1(
                 *scenes.columns(rest), [arrangements[i] for i in places]
             )
-    others = [x for x, fact in zip(stays, facts, strict=True) if not _new(fact)]
+    both = zip(stays, facts, strict=True)
+    others = [x for x, fact in both if fact["kind"] != _BACKGROUND]
     if others:
         values = np.array(others, float)
         scores["kept_background"] = interval(values, np.mean, len(values))
     return scores
-
-
-def _new(fact: dict) -> bool:
-    return fact["kind"] == _BACKGROUND
 
 
 def _rate(counts: np.ndarray) -> float:
