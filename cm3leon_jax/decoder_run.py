@@ -66,10 +66,7 @@ def decoder_functions(
         ("key_heads", compute.heads),
         ("mlp", compute.mlp),
     ):
-        size, pieces = (
-            getattr(config, name),
-            math.prod(mesh.shape[a] for a in axes),
-        )
+        size, pieces = (getattr(config, name), math.prod(mesh.shape[a] for a in axes))
         if size % pieces:
             raise ValueError(
                 f"decoder.{name}={size} cannot be split over {pieces} devices "

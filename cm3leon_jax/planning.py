@@ -37,10 +37,7 @@ _PAIRS = 340_000_000  # the paper's corpus, in its bank
 
 
 def plan(
-    system: System,
-    stage: str,
-    topology: Topology,
-    rows: int | None = None,
+    system: System, stage: str, topology: Topology, rows: int | None = None
 ) -> dict[str, Any]:
     """The report on a stage of a system on a topology.
 

@@ -25,10 +25,7 @@ EDITS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("add {new} {where}", "put {new} {where}"),
         ("there should be {new} {where} too", "draw {new} {where}"),
     ),
-    "remove": (
-        ("remove {it}", "delete {it}"),
-        ("erase {it}", "get rid of {it}"),
-    ),
+    "remove": (("remove {it}", "delete {it}"), ("erase {it}", "get rid of {it}")),
     "replace": (
         ("replace {it} with {new}", "turn {it} into {new}"),
         ("swap {it} for {new}", "show {new} instead of {it}"),

@@ -82,10 +82,7 @@ Facts = tuple[dict[str, str], str] | None  # words of the question, answer
 
 
 def ask(
-    config: ShapesConfig,
-    split: str,
-    rng: np.random.Generator,
-    wordings: bool = SEEN,
+    config: ShapesConfig, split: str, rng: np.random.Generator, wordings: bool = SEEN
 ) -> Question:
     """A random question about a scene of `split`."""
     kinds = [kind for kind in KINDS if _possible(config, kind)]

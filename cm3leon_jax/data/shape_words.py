@@ -17,12 +17,7 @@ from cm3leon_jax.data.shapes import CELL_NAMES, SIZE_WORDS, Object, Scene, Shape
 SEEN, UNSEEN = False, True  # which of the two lists of wordings
 ROWS = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 COLUMNS = {2: ("left", "right"), 3: ("left", "middle", "right")}
-DIRECTIONS = {
-    "left of": (0, -1),
-    "right of": (0, 1),
-    "above": (-1, 0),
-    "below": (1, 0),
-}
+DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 LOOK = ("size", "colour", "shape")
 FACTS = (*LOOK, "cell", "background")
 PLACES = {
@@ -243,10 +238,7 @@ def short(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def detailed(
-    config: ShapesConfig,
-    scene: Scene,
-    rng: np.random.Generator,
-    wordings: bool = SEEN,
+    config: ShapesConfig, scene: Scene, rng: np.random.Generator, wordings: bool = SEEN
 ) -> str:
     """Every fact in a sentence: what pretraining's captions say."""
     if wordings == SEEN:

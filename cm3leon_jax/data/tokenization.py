@@ -73,10 +73,7 @@ class Encoders:
 
 
 def tokenize(
-    documents: Iterable[Document],
-    encoders: Encoders,
-    regions_per_image: int,
-    seed: int,
+    documents: Iterable[Document], encoders: Encoders, regions_per_image: int, seed: int
 ) -> Iterator[Record]:
     """Documents -> records, in order.
 

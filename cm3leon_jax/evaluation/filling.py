@@ -114,21 +114,14 @@ def kept(before_YXC: np.ndarray, after_YXC: np.ndarray, where_YX: np.ndarray) ->
 
 def jumps(picture_YXC: np.ndarray, hidden_YX: np.ndarray) -> float:
     """Levels that pixels differ by over the border of what is hidden, all together."""
-    total = 0.0
-    for axis in (0, 1):
-        steps = np.abs(np.diff(picture_YXC.astype(int), axis=axis)).mean(axis=2)
-        total += steps[np.diff(hidden_YX, axis=axis)].sum()
-    return float(total)
+    steps = (np.abs(np.diff(picture_YXC.astype(int), axis=a)).mean(2) for a in (0, 1))
+    return float(sum(x[np.diff(hidden_YX, axis=a)].sum() for a, x in enumerate(steps)))
 
 
 def seams(borders: Sequence[tuple[float, float]]) -> Score:
     """Of the `jumps` of what was painted and of its reconstruction."""
-
-    def ratio(rows: np.ndarray) -> float:
-        made, rebuilt = rows.sum(0) + 1
-        return float(made / rebuilt)
-
-    return interval(np.array(borders), ratio, len(borders))
+    rows = np.array(borders)
+    return interval(rows, lambda x: float(np.divide(*(x.sum(0) + 1))), len(rows))
 
 
 def _is_scene(found: scenes.Objects, world: ShapesConfig) -> bool:

@@ -70,9 +70,7 @@ def _networks() -> tuple[Features, Features]:
 
 
 def found_among(
-    made_BE: np.ndarray,
-    wanted_BE: np.ndarray,
-    names: Sequence[Hashable],
+    made_BE: np.ndarray, wanted_BE: np.ndarray, names: Sequence[Hashable]
 ) -> np.ndarray:
     """Whether each picture is nearest to its own `wanted` among `CHOICES`, the others
     drawn from those of other names: bool [B], by chance in a tenth. ValueError where

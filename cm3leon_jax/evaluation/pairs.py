@@ -69,8 +69,7 @@ def text_to_image(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
     return Outcome(
         samples=[
             Sample(
-                text=text,
-                pictures={"picture": a, "the artist's": Pillow.fromarray(b)},
+                text=text, pictures={"picture": a, "the artist's": Pillow.fromarray(b)}
             )
             for text, a, b in zip(texts, painted, originals, strict=True)
         ]

@@ -175,11 +175,7 @@ def _curves(result: Mapping[str, Any]) -> str:
     runs, extra = result["runs"], sum(result["extra_flops"].values())
     arms = {"retrieval": 0, "baseline": 1}
     lines = [
-        Series(
-            name,
-            [(x / UNIT, y) for x, y in curve_of(run)],
-            colour=arms[run["arm"]],
-        )
+        Series(name, [(x / UNIT, y) for x, y in curve_of(run)], colour=arms[run["arm"]])
         for name, run in runs.items()
         if run["arm"] in arms
     ]

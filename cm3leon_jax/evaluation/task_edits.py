@@ -88,9 +88,7 @@ def untaught_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> 
 
 
 def outcome(
-    world: ShapesConfig,
-    documents: Sequence[Document],
-    painted: Sequence[Pillow.Image],
+    world: ShapesConfig, documents: Sequence[Document], painted: Sequence[Pillow.Image]
 ) -> Outcome:
     """Scores and samples of edited pictures."""
     found = [oracle.parse(world, np.asarray(image)) for image in painted]

@@ -65,12 +65,7 @@ class Block(nnx.Module):
     shapes are the same."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        stride: int,
-        expansion: int,
+        self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int
     ):
         width = inputs * expansion
         self.expand = Conv(inputs, width, 1) if expansion > 1 else None

@@ -199,10 +199,7 @@ BLOCKS = {
     "Mixed_5c": _mixed_35(64),
     "Mixed_5d": _mixed_35(64),
     "Mixed_6a": (
-        {
-            "branch3x3": [(384, 3, 2)],
-            "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)],
-        },
+        {"branch3x3": [(384, 3, 2)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)]},
         "stride",
         0,
     ),

@@ -195,9 +195,7 @@ def _pairs(text: str, labels: Sequence[str], shapes: Sequence[Any]) -> float:
 
 
 def _kind(
-    instruction: Instruction,
-    inside: Computation,
-    computations: dict[str, Computation],
+    instruction: Instruction, inside: Computation, computations: dict[str, Computation]
 ) -> str | None:
     """Which collective it is.
 

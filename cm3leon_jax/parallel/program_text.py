@@ -78,9 +78,7 @@ def _instruction(name: str, rest: str) -> Instruction:
     close = _closing(rest, opening)
     made = [
         Array(
-            kind,
-            tuple(int(n) for n in sizes.split(",") if n),
-            "S(1)" in (layout or ""),
+            kind, tuple(int(n) for n in sizes.split(",") if n), "S(1)" in (layout or "")
         )
         for kind, sizes, layout in _ARRAY.findall(shape)
     ]

@@ -41,12 +41,7 @@ from cm3leon_jax.retrieval.bank_files import (
     store,
     write_part,
 )
-from cm3leon_jax.retrieval.search import (
-    Block,
-    block_rows,
-    place,
-    search,
-)
+from cm3leon_jax.retrieval.search import Block, block_rows, place, search
 
 META = "meta.json"
 BLOCK_BYTES = 64 << 20  # of a device, while a bank is streamed

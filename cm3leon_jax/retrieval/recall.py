@@ -109,19 +109,13 @@ class Memory:
         return Memory(bank, self.embedder, skip_above=self.skip_above, mesh=self.mesh)
 
     def find(
-        self,
-        texts: Sequence[str | None],
-        images: Sequence[np.ndarray | None],
-        k: int,
+        self, texts: Sequence[str | None], images: Sequence[np.ndarray | None], k: int
     ) -> list[list[Document]]:
         """As `look`, the documents alone."""
         return [found.documents for found in self.look(texts, images, k)]
 
     def look(
-        self,
-        texts: Sequence[str | None],
-        images: Sequence[np.ndarray | None],
-        k: int,
+        self, texts: Sequence[str | None], images: Sequence[np.ndarray | None], k: int
     ) -> list[Found]:
         """For each query (a text, a square picture uint8 [Y, X, 3], or both) the
         nearest `k` documents, best first: fewer where the bank has no more.

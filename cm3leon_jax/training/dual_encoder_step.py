@@ -24,11 +24,7 @@ from cm3leon_jax.models.dual_encoder import (
     to_float,
 )
 from cm3leon_jax.models.layers import Shard, identity
-from cm3leon_jax.training.optimizer import (
-    OptimizerConfig,
-    make_optimizer,
-    updated,
-)
+from cm3leon_jax.training.optimizer import OptimizerConfig, make_optimizer, updated
 from cm3leon_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]

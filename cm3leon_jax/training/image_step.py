@@ -24,11 +24,7 @@ from cm3leon_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from cm3leon_jax.models.layers import Shard, identity
 from cm3leon_jax.models.vqgan import VQGAN, VQGANConfig
 from cm3leon_jax.training.codebook import USE_DECAY, kmeans, restart
-from cm3leon_jax.training.optimizer import (
-    OptimizerConfig,
-    make_optimizer,
-    updated,
-)
+from cm3leon_jax.training.optimizer import OptimizerConfig, make_optimizer, updated
 
 Features = Callable[[jax.Array], Sequence[jax.Array]]
 Metrics = dict[str, jax.Array]
