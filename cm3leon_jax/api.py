@@ -137,7 +137,7 @@ class CM3Leon:
             mesh=devices,
             batch=batch,
             memory=memory,
-            tasks=() if sft is None else sft.names,
+            tasks=() if sft is None else sft.trained,
             precision=precision,
         )
 
@@ -319,11 +319,7 @@ class CM3Leon:
         return instructed.ground(self.writer, prompts, boxes, wording, **options)
 
     def write(
-        self,
-        contents: Iterable[str],
-        *,
-        wording: int = 0,
-        **options: Unpack[Options],
+        self, contents: Iterable[str], *, wording: int = 0, **options: Unpack[Options]
     ) -> list[Pillow.Image]:
         """A picture of every text, spelt out."""
         return instructed.write(self.writer, contents, wording, **options)

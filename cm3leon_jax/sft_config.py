@@ -104,6 +104,12 @@ class SFTConfig(RunConfig):
         """The tasks in the order of their numbers in token records, 1, 2, …."""
         return tuple(sorted(self.tasks))
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The tasks that a finished run can do: those of `only`, and with a `start`
+        elsewhere all of them, which were trained there or here."""
+        return self.names if self.start != "pretrain" else self.only or self.names
+
     def check(self, world: str, source: Any, vocabulary: Any, grid: int) -> None:
         """ValueError where the tasks cannot be made in this world, or do not fit.
 

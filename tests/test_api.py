@@ -355,6 +355,9 @@ def test_a_tuned_checkpoint_knows_its_tasks(workdir, tmp_path, monkeypatch):
         tuned.variation([RED])
     with pytest.raises(ValueError, match="but on nothing"):
         CM3Leon.load(tmp_path, "pretrain").answer([RED], ["what is it?"])
+    settings["sft"]["only"] = ("answer",)
+    config.write(tmp_path, settings)
+    assert CM3Leon.load(tmp_path).writer.tasks == {"answer"}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_tasks
 
+from cm3leon_jax.data import task_sources
 from cm3leon_jax.data.task_mixture import TaskMixture
 from cm3leon_jax.evaluation import task_report
 from cm3leon_jax.system import System
@@ -41,6 +42,16 @@ def test_only_tasks_that_there_are():
         System.make(config)
 
 
+def test_a_run_on_some_tasks_can_do_those_alone(monkeypatch):
+    monkeypatch.setitem(task_sources.SOURCES, "shapes", tiny_tasks.WORLD)
+    config = tiny_tasks.tiny_config()
+    assert System.make(config).sft.trained == tiny_tasks.NAMES
+    config["sft"]["only"] = ("edit",)
+    assert System.make(config).sft.trained == ("edit",)
+    config["sft"]["start"] = "elsewhere/sft"  # which had the others
+    assert System.make(config).sft.trained == tiny_tasks.NAMES
+
+
 def test_runs_differ_in_tuning_alone():
     program = (
         f"import sys, json; sys.argv = ['x']; sys.path[:0] = [{str(ROOT)!r}, "
@@ -49,8 +60,9 @@ def test_runs_differ_in_tuning_alone():
         "from configs import shapes\n"
         "from cm3leon_jax.system import System\n"
         "whole = System.complete(shapes.get_config('full').to_dict())\n"
-        "shares = dict.fromkeys(whole['sft']['tasks'], 0.05)\n"
-        "runs = tasks_study.runs_of(whole, 'variation', 'W', shares)\n"
+        "def share(some): return 0.04 * len(some)\n"
+        "runs = tasks_study.runs_of(whole, 'variation', 'W', share, "
+        "('variation', 'edit', 'reconstruction'))\n"
         "print(json.dumps([whole, runs]))\n"
     )
     found = subprocess.run(
@@ -73,6 +85,7 @@ def test_runs_differ_in_tuning_alone():
         assert changed == {"sft"} | others.get(name, set()), name
         seen.add(json.dumps(made["sft"], sort_keys=True, default=list))
     assert len(seen) == len(runs) == len(whole["sft"]["tasks"]) + 7
+    assert runs["without"][1] == ["edit", "reconstruction"]
     alone = runs["alone-edit"][0]
     assert alone["only"] == ["edit"]
     assert runs["added-mixed"][0]["start"].endswith("without/sft")

@@ -10,7 +10,7 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import Object, Scene, ShapesConfig
 from cm3leon_jax.evaluation import oracle
-from cm3leon_jax.evaluation.protocol import Score, interval
+from cm3leon_jax.evaluation.protocol import Sample, Score, interval
 
 Objects = frozenset[Object]
 
@@ -58,15 +58,33 @@ def f1(
     return interval(counts, oracle.f1, counts[:, 2].sum(), clusters)
 
 
+def samples(
+    texts: Sequence[str],
+    pictures: Sequence[Pillow.Image],
+    wanted: Sequence[Any],
+    found: Sequence[Any],
+) -> list[Sample]:
+    """Texts with their pictures, right where all wanted was found and no more."""
+    rows = zip(texts, pictures, wanted, found, strict=True)
+    return [
+        Sample(text=text, pictures={"picture": x}, ok=w == f, note=difference(w, f))
+        for text, x, w, f in rows
+    ]
+
+
 def columns(pairs: Sequence[tuple]) -> tuple[list, list]:
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def difference(wanted: Objects | set, found: Objects | set) -> str:
+def difference(wanted: Any, found: Any) -> str:
     """Which objects are missing and which nobody asked for, in words."""
 
     def names(objects):
-        return ", ".join(f"{o.size} {o.colour} {o.shape}" for o in sorted(objects))
+        told = [  # of short captions colour and shape are known
+            (o.size, o.colour, o.shape) if isinstance(o, Object) else o[:2]
+            for o in sorted(objects)
+        ]
+        return ", ".join(" ".join(facts) for facts in told)
 
     missing, extra = wanted - found, found - wanted
     parts = [f"missing: {names(missing)}"] if missing else []

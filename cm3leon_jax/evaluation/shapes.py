@@ -32,15 +32,7 @@ def text_to_image(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
     prompts = scenes.captions(documents)
     painted = model.text_to_image(prompts, seed=seed)
     wanted, found = scenes.wanted(documents), scenes.parsed(model, painted)
-    samples = [
-        Sample(
-            text=prompt,
-            pictures={"picture": picture},
-            ok=w == f,
-            note=scenes.difference(w, f),
-        )
-        for prompt, picture, w, f in zip(prompts, painted, wanted, found, strict=True)
-    ]
+    samples = scenes.samples(prompts, painted, wanted, found)
     return Outcome({"objects": _objects(documents, wanted, found)}, samples)
 
 
@@ -83,16 +75,7 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
         "objects_of_1": _objects(documents, wanted, alone),
         "hallucinated": hallucination.scores(found, wanted)["hallucinated"],
     }
-    samples = [
-        Sample(
-            text=text,
-            pictures={"picture": picture},
-            ok=w == f,
-            note=scenes.difference(w, f),
-        )
-        for text, picture, w, f in zip(texts, originals, wanted, found, strict=True)
-    ]
-    return Outcome(scores, samples)
+    return Outcome(scores, scenes.samples(texts, originals, wanted, found))
 
 
 TASKS: dict[str, Evaluator] = {
