@@ -5,6 +5,7 @@ records of all of them, task after task; `sft/` is the tuned decoder. Examples c
 before the tokenizers, which may learn from them too.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,15 @@ def open_task_rows(system: System, directory: Path, split: str) -> Rows:
             only=[settings.names.index(name) for name in settings.only],
         ),
     )
+
+
+def share(system: System, directory: Path, only: Sequence[str]) -> float:
+    """The rows that the samples of some tasks fill by themselves, over all of the
+    mixture: a run on these with that part of its updates sees each as often."""
+    tuning = dataclasses.replace(section(system), only=tuple(only))
+    both = dataclasses.replace(system, sft=tuning), system
+    some, every = (open_task_rows(x, directory, "train").count(0) for x in both)
+    return some / every
 
 
 def counts(found: records.TokenRecords) -> list[int]:

@@ -7,7 +7,8 @@ r"""Do tasks help or harm each other, and what does a new one cost? Runs of one 
 The work directory's own `sft/` is the run on all tasks together. Beside it, in
 WORKDIR/study/NAME, each a work directory like any other:
 
-    alone-TASK      TASK alone, on exactly the samples that it has in the mixture
+    alone-TASK      TASK alone, on the samples that it has in the mixture: as many
+                    updates as they fill rows by themselves
     without         all tasks but --new
     added-mixed     from there on, for a quarter of the updates, on all tasks
     added-alone     from there on, on the new task alone: as many samples of it
@@ -21,11 +22,13 @@ What is done is skipped, so the same command goes on after an interruption. Writ
 WORKDIR/tasks_study.json, which the report shows, from all runs that are there.
 """
 
+import functools
 import json
 import os
 import shlex
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import command
@@ -44,6 +47,7 @@ MEASURED = {
     "caption_detailed": "caption/objects",
     "caption_long": "caption/objects_long",
 }
+ASKS = {"two_edits": "edit", "untaught_edits": "edit"}  # tasks of other names
 Run = tuple[dict, tuple[str, ...]]  # settings of `sft` (and steps); tasks, () for all
 
 
@@ -56,7 +60,7 @@ AFTER = {"class-added": "class-before"} | dict.fromkeys(
 
 
 def main() -> dict:
-    from cm3leon_jax import stages
+    from cm3leon_jax import sft, stages
     from cm3leon_jax.evaluation import report, task_report
     from cm3leon_jax.system import System
 
@@ -66,7 +70,10 @@ def main() -> dict:
     if system.sft is None or NEW.value not in system.sft.tasks:
         raise ValueError(f"--new {NEW.value}: the config has no such task in sft.tasks")
     stages.run(config, workdir, overwrite=command.OVERWRITE.value)
-    runs = runs_of(config, NEW.value, workdir, _shares(system, workdir))
+    runs = runs_of(
+        *(config, NEW.value, workdir, functools.partial(sft.share, system, workdir)),
+        _protocol(()).tasks,
+    )
     unknown = set(NAMES.value) - set(runs)
     if unknown:
         raise ValueError(f"--runs {sorted(unknown)[0]}: choose from {', '.join(runs)}")
@@ -89,10 +96,15 @@ def main() -> dict:
 
 
 def runs_of(
-    config: dict, new: str, workdir: str | Path, shares: dict[str, float]
+    config: dict,
+    new: str,
+    workdir: str | Path,
+    share: Callable[[Sequence[str]], float],
+    measured: Sequence[str] = (),
 ) -> dict[str, Run]:
-    """All runs in order, by name. `shares` are those of each task's tokens in the
-    mixture: a run on some tasks has that part of the updates."""
+    """All runs in order, by name. `share(tasks)` is that of some tasks' rows in the
+    mixture: a run on them has that part of the updates. `measured` are the protocol's
+    tasks: without the new one, it cannot be asked for."""
     from cm3leon_jax.data import task_sources, tasks
 
     steps = config["sft"]["optimizer"]["steps"]
@@ -101,53 +113,40 @@ def runs_of(
     world = config["data"]["source"]
     classes = config["sft"]["classes"] or task_sources.classes(world)
 
-    def part(share: float) -> int:
-        return max(round(steps * share), 1)
+    def part(of: float, *some: str) -> int:
+        return max(round(of * steps * (share(some) if some else 1)), 1)
 
     others = [name for name in names if name != new]
     runs: dict[str, Run] = {
         f"alone-{name}": (
-            {"only": [name], "steps": part(shares[name])},
+            {"only": [name], "steps": part(1, name)},
             (_protocol_task(name),),
         )
         for name in names
     }
     written = sorted({_protocol_task(name) for name in texts})
     if texts:
-        some = {"only": texts, "steps": part(sum(shares[name] for name in texts))}
+        some = {"only": texts, "steps": part(1, *texts)}
         turned = some | {"autoregressive": True}
         runs |= {"order-cm3": (some, (*written,))}
         runs |= {"order-autoregressive": (turned, (*written,))}
     if "segment" in names:
-        some = {"only": ["segment"], "steps": part(shares["segment"])}
+        some = {"only": ["segment"], "steps": part(1, "segment")}
         runs["class-before"] = (some | {"classes": classes[:-1]}, ("segment",))
         start = str(Path(workdir) / "study" / "class-before" / "sft")
-        some = some | {"start": start, "steps": part(ADDING * shares["segment"])}
+        some = some | {"start": start, "steps": part(ADDING, "segment")}
         runs["class-added"] = (some, ("segment",))
     start = str(Path(workdir) / "study" / "without" / "sft")
     adding = {"start": start, "steps": part(ADDING)}
-    alone = {"start": start, "only": [new], "steps": part(ADDING * shares[new])}
-    without = {"only": others, "steps": part(1 - shares[new])}
-    runs |= {"without": (without, ())}
+    alone = {"start": start, "only": [new], "steps": part(ADDING, new)}
+    without = {"only": others, "steps": part(1, *others)}
+    asked = tuple(x for x in measured if ASKS.get(x, x) != _protocol_task(new))
+    runs |= {"without": (without, asked)}
     return runs | {"added-mixed": (adding, ()), "added-alone": (alone, ())}
 
 
 def _protocol_task(name: str) -> str:
     return MEASURED.get(name, name).partition("/")[0]
-
-
-def _shares(system, workdir: Path) -> dict[str, float]:
-    """Of every task's tokens in an epoch of the mixture."""
-    import numpy as np
-
-    from cm3leon_jax import sft
-
-    rows = sft.open_task_rows(system, workdir, "train")
-    samples = np.array(rows.mixture.samples, float)
-    index = rows.records.index
-    tokens = np.bincount(index["task"], index["length"], 1 + len(samples))[1:]
-    tokens *= samples / np.array(rows.mixture.counts)
-    return dict(zip(system.sft.names, (tokens / tokens.sum()).tolist(), strict=True))
 
 
 def _make(config: dict, workdir: Path, name: str, run: Run) -> None:

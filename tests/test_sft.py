@@ -1,8 +1,10 @@
 """A tiny system, pretrained, then tuned on all tasks at once, from files to losses."""
 
+import dataclasses
 import json
 import math
 import shutil
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from cm3leon_jax.data import infill, records, sources, task_sources
 from cm3leon_jax.data.documents import highest_label
 from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.preparation import Pictures
-from cm3leon_jax.sft import TaskDocuments, _parts_of, open_task_rows
+from cm3leon_jax.sft import TaskDocuments, _parts_of, open_task_rows, share
 from cm3leon_jax.system import System
 from cm3leon_jax.training import loss
 from cm3leon_jax.training.checkpoint import leaf_names, load_model
@@ -117,6 +119,26 @@ def test_rows_undo_to_the_records_and_answers_come_last(workdir, system):
                 answer = record.tokens[start:stop]
                 answered += np.array_equal(tokens[moved][1:-1], answer)
     assert answered >= 12  # of 24 to 48, at 0.8
+
+
+def test_a_share_of_updates_shows_as_many_samples_as_the_mixture_has(workdir, system):
+    whole, batch = open_task_rows(system, workdir, "train"), system.sft.batch_size
+
+    def shown(rows, updates):
+        numbers = range(round(updates * batch))
+        names = (x for number in numbers for x in rows.record_ids(number))
+        return Counter(name.partition(" ")[0] for name in names)
+
+    updates = 8 * whole.count(0) / batch
+    together = shown(whole, updates)
+    for only in (*((name,) for name in NAMES), ("answer", "segment")):
+        some = dataclasses.replace(
+            system, sft=dataclasses.replace(system.sft, only=only)
+        )
+        rows = open_task_rows(some, workdir, "train")
+        alone = shown(rows, share(system, workdir, only) * updates)
+        wanted = sum(together[name] for name in only)
+        assert abs(sum(alone.values()) / wanted - 1) < 0.03, only
 
 
 def test_tokenizers_learn_from_the_tasks_that_are_named(workdir, system):

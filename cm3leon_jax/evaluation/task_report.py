@@ -139,8 +139,9 @@ def _together(tasks: Mapping[str, Any]) -> str:
         return ""
     head = ("measure", "together", "alone", "difference")
     return (
-        "<h3>Together or alone</h3><p>Each task trained alone, on exactly the samples "
-        "that it has in the mixture, from the same pretrained decoder; one seed.</p>"
+        "<h3>Together or alone</h3><p>Each task trained alone, on the samples that "
+        "it has in the mixture, to an update, from the same pretrained decoder; one "
+        "seed.</p>"
         f"{table(rows, head)}"
     )
 
