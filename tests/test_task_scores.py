@@ -70,7 +70,7 @@ class Oracle:
         source=WORLD,
         name="oracle",
         decoder_config=SimpleNamespace(length=384),
-        sampling=SimpleNamespace(caption=Sampler()),
+        sampling=SimpleNamespace(caption=Sampler(), control=Sampler(guidance=1.2)),
     )
     layout = SimpleNamespace(sentinels=range(20))
     codec = SimpleNamespace(
@@ -84,6 +84,7 @@ class Oracle:
 
     def __init__(self, made=truth):
         self.made, self.known, self.wordings, self.regions = made, {}, set(), []
+        self.guidance = []
 
     def _find(self, task, wording, *given):
         self.wordings.add((task, wording))
@@ -152,7 +153,10 @@ class Oracle:
         self.regions += regions
         return self._find("edit_region", wording, images, instructions)
 
-    def control(self, images, kind, prompts, *, strength=1.0, wording, seed):
+    def control(
+        self, images, kind, prompts, *, strength=1.0, wording, sampler=None, seed
+    ):
+        self.guidance.append(sampler and sampler.guidance)
         if kind not in task_pictures.REFERENCES:
             return self._find(f"control_{kind}", wording, images, prompts)
         words = [tasks.strength_word(strength)] * len(images)
@@ -301,6 +305,14 @@ def test_a_reference_that_is_handed_back_misses_the_goal(kind, measure):
     assert "reached" not in page.split("exact")[-1] and "handed back" in page
 
 
+def test_the_scale_of_a_reference_is_varied_alone():
+    model = Oracle()
+    scores = task_pictures.reference_scales(model, DOCUMENTS, 0).scores
+    assert set(model.guidance) == {(1.2, scale) for scale in task_pictures.SCALES}
+    names = ("style_accuracy_0.5", "composition_layout_0", "content_exact_3")
+    assert set(names) < set(scores) and len(scores) == 3 * 2 * len(task_pictures.SCALES)
+
+
 def test_boxes_are_paired_once_each():
     assert iou((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
     assert iou((0, 0, 4, 4), (4, 0, 8, 4)) == 0
@@ -408,6 +420,18 @@ class NotTuned(Oracle):
 def test_captions_without_tuning_on_them_are_scored_as_before_it():
     scores = TASKS["caption"](NotTuned(), DOCUMENTS, 0).scores
     wanted = {"objects": 1, "objects_of_1": 1, "hallucinated": 0}
+    assert {key: x["value"] for key, x in scores.items()} == wanted
+
+
+def test_captions_of_one_length_are_scored_without_the_others():
+    class Short(Oracle):
+        writer = SimpleNamespace(tasks=frozenset({"caption_short"}))
+
+    model = Short()
+    scores = TASKS["caption"](model, DOCUMENTS, 0).scores
+    assert {task for task, _ in model.wordings} == {"caption_short"}
+    new = {f"{key}_{examples.UNSEEN}": 1 for key in ("pairs", "style")}
+    wanted = {"pairs": 1, "style": 1, "hallucinated_pairs": 0} | new
     assert {key: x["value"] for key, x in scores.items()} == wanted
 
 

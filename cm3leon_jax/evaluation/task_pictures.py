@@ -15,11 +15,14 @@
 | reference_… | exact | F1 of exact objects: the caption's part is right too |
 | | …_STRENGTH | by strength |
 | | …_handed_back | what a copy of the reference would get |
+| reference_scales | KIND_MEASURE_SCALE, | how much a reference counts, by the scale |
+| | KIND_exact_SCALE | of its picture in guidance (the text's is the config's) |
 | variation | objects | F1 of (colour, shape) and the background |
 | | different | pictures whose places or sizes are not those of the first |
 | segment | miou, ceiling, … | `segmentation.py` |
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -44,8 +47,10 @@ from cm3leon_jax.evaluation.examples import (
 )
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.task_report import COPIED
+from cm3leon_jax.sampling.sampler import Sampler
 
 CONTROLS = ("edge", "scribble", "segmentation", "depth")
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 REFERENCES = {"style": "accuracy", "composition": "layout", "content": "objects"}
 _TARGET = "target_scene"
 _PLACED = ("shape", "size", "cell")
@@ -160,7 +165,7 @@ def iou(one: Sequence[int], other: Sequence[int]) -> float:
     return both / (sum(areas) - both)
 
 
-def _reference(kind: str) -> Scorer:
+def _reference(kind: str, sampler: Sampler | None = None) -> Scorer:
     measure = REFERENCES[kind]
 
     def refer(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
@@ -178,6 +183,7 @@ def _reference(kind: str) -> Scorer:
                     given["caption"],
                     strength=strength,
                     wording=wording,
+                    sampler=sampler,
                     seed=seed,
                 ),
             )
@@ -218,6 +224,25 @@ def _reference(kind: str) -> Scorer:
         return Outcome(scores, samples)
 
     return refer
+
+
+def reference_scales(
+    model: CM3Leon, documents: Sequence[Document], seed: int
+) -> Outcome:
+    """Guidance of two scales is (text, picture): the picture's is varied."""
+    plain = model.system.sampling.control
+    scores, samples = {}, []
+    for kind, measure in REFERENCES.items():
+        some = drawn(model, f"reference_{kind}", len(documents), objects)
+        for scale in SCALES:
+            sampler = dataclasses.replace(plain, guidance=(plain.scales[0], scale))
+            found = _reference(kind, sampler)(model, some, seed)
+            for key in (measure, "exact"):
+                scores[f"{kind}_{key}_{scale:g}"] = found.scores[key]
+            samples += [  # the same one at every scale
+                _judged(s, s.ok, f"{scale:g}: {s.note}") for s in found.samples[:1]
+            ]
+    return Outcome(scores, samples)
 
 
 def _taken(objects: Iterable[Object], ground: str, taken: Sequence[str]) -> frozenset:
@@ -292,9 +317,7 @@ def segment(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
 
 
 def _samples(
-    documents: Sequence[Document],
-    painted: Sequence[Pillow.Image],
-    given: str | None,
+    documents: Sequence[Document], painted: Sequence[Pillow.Image], given: str | None
 ) -> list[Sample]:
     """What was given, what came, and what was wanted; not yet judged."""
     samples = []
@@ -326,6 +349,7 @@ TASKS: dict[str, Evaluator] = {
         )
         for kind, measure in REFERENCES.items()
     },
+    "reference_scales": reference_scales,
     "variation": evaluator("variation", variation, again=("objects",)),
     "segment": evaluator("segment", segment, again=("miou", "miou_of_ceiling")),
 }

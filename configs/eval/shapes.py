@@ -12,6 +12,7 @@ interval counts scenes with the same objects as one.
   shown together (`unseen_pairs`)
 * full: a checkpoint tuned on all tasks, every task, at least 1,000 things each
 * study: the same, at least 320 things each
+* scales: how much a reference counts, by the scale of its picture in guidance
 
 The documents of these configs are frozen: `DATA` has their hashes, others are refused.
 
@@ -48,6 +49,7 @@ VARIANTS = {
     "pretrained": ("shapes", 1000, (*PAIRS, "unseen_pairs")),
     "full": ("shape_tasks", 1000, TASKS),
     "study": ("shape_tasks", 320, TASKS),
+    "scales": ("shape_tasks", 320, ("reference_scales",)),
 }
 
 
