@@ -116,6 +116,10 @@ DOCUMENTS = [None] * COUNT
 def test_the_artists_pictures_reach_the_ceiling(world, task):  # noqa: F811
     outcome = scoring.TASKS[task](Model(world, truth(world)), DOCUMENTS, 0)
     assert len(outcome.samples) == COUNT and outcome.scores
+    if task.startswith(
+        ("edit", "control_edge")
+    ):  # boxes are wider than what is in them
+        assert all(sample.ok is not False for sample in outcome.samples)
     for key, score in outcome.scores.items():
         if f"{key}_ceiling" in outcome.scores:
             assert score == outcome.scores[f"{key}_ceiling"], key
@@ -137,6 +141,16 @@ def test_an_empty_picture_shows_nothing(world):  # noqa: F811
     for task, key in (("control_edge", "edge_f1"), ("ground", "boxes")):
         scores = scoring.TASKS[task](model, DOCUMENTS, 0).scores
         assert scores[key]["value"] < 0.5 < scores[f"{key}_ceiling"]["value"]
+
+
+def test_what_misses_the_first_measure_is_in_the_gallery_of_failures(world):  # noqa: F811
+    back = Model(world, lambda task, row: row["source"])
+    white = np.full((32, 32, 3), 255, np.uint8)
+    blank, mute = (Model(world, lambda *_, x=x: x) for x in (white, "nothing"))
+    given = {"edit": back, "edit_region": back, "caption": mute}
+    for task in (*given, "control_edge", "ground", "variation", "infill"):
+        samples = scoring.TASKS[task](given.get(task, blank), DOCUMENTS, 0).samples
+        assert any(sample.ok is False for sample in samples), task
 
 
 def test_references_and_styles_of_new_artists(world):  # noqa: F811

@@ -57,10 +57,12 @@ class Interval(dict):
     """A `Score` that knows the bootstrap's draws of its value, float64 [1000].
 
     Draw i is of the same clusters for everybody who has as many, so that two results on
-    the same data can be compared draw by draw.
+    the same data can be compared draw by draw. `rows` is what `statistic` is of.
     """
 
     draws: np.ndarray
+    rows: np.ndarray
+    statistic: Callable[[np.ndarray], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,7 @@ def interval(
     )
     if clusters is not None:
         score["clusters"] = len(groups)
-    score.draws = np.array(draws)
+    score.draws, score.rows, score.statistic = np.array(draws), values, statistic
     return score
 
 
