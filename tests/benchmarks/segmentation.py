@@ -4,7 +4,9 @@ r"""A small U-Net beside class tokens: the same pictures, the same time.
 
 Trains the U-Net on the examples of the task `segment` in a work directory, for as long
 as tuning the decoder took (`sft/DONE.json`) unless `--seconds` says otherwise, and
-scores it on the test examples. `unet` are its scores: `miou_of_ceiling` is above 1
+scores it on the pictures that `launch/evaluate.py` scores the decoder on: the first
+test examples that have `--objects` objects together (of icons, so many examples), as
+many as the protocol has documents. `unet` are its scores: `miou_of_ceiling` is above 1
 where pixels beat the best that the grid of class tokens can say. `unet_in_cells` are
 those of its masks brought to that grid and back, as the decoder's are; the decoder's
 own are `segment/…` of `launch/evaluate.py`. How many updates fit is measured first, in
@@ -18,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from cm3leon_jax import config as configs
 from cm3leon_jax import workdir
 from cm3leon_jax.data.documents import Document, Mask
+from cm3leon_jax.data.icons import IconsConfig
 from cm3leon_jax.data.sources import read_documents
+from cm3leon_jax.evaluation import examples
 from cm3leon_jax.evaluation import segmentation as scoring
 from cm3leon_jax.evaluation.protocol import hardware
 from cm3leon_jax.models.unet import UNetConfig, parameter_count
@@ -61,6 +67,15 @@ def picture(document: Document) -> np.ndarray:
 
 def mask(document: Document) -> np.ndarray:
     return next(s.array for s in document.segments if isinstance(s, Mask))
+
+
+def held_out_of(system: System, objects: int) -> list[Document]:
+    """What the evaluators of both worlds draw for the task `segment`."""
+    icons = isinstance(system.source, IconsConfig)
+    model: Any = SimpleNamespace(system=system)  # whose world is read, no more
+    return examples.drawn(
+        model, "segment", objects, examples.one if icons else examples.objects
+    )
 
 
 def training(options, steps: int) -> segmenter.SegmenterTrainConfig:
@@ -120,7 +135,7 @@ def main(options: argparse.Namespace) -> None:
         model = train(steps, Path(name) / "run")
     took = time.perf_counter() - began
 
-    held_out = list(read_documents(folder, "test")[: options.pictures])
+    held_out = held_out_of(system, options.objects)
     truth = np.stack([mask(document) for document in held_out])
     made = segmenter.segment(model, np.stack([picture(d) for d in held_out]))
     tokenizer = SegmentationTokenizer(grid, classes)
@@ -135,6 +150,7 @@ def main(options: argparse.Namespace) -> None:
         "steps": steps,
         "batch_size": options.batch_size,
         "training_pictures": len(documents),
+        "scored_pictures": len(held_out),
         "parameters": parameter_count(model_config),
         "seed": options.seed,
         "config": system.name,
@@ -148,7 +164,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--seconds", type=float, help="default: what sft/ took")
-    parser.add_argument("--pictures", type=int, default=1000, help="scored")
+    parser.add_argument("--objects", type=int, default=1000, help="scored")
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--peak", type=float, default=3e-3)
