@@ -59,6 +59,8 @@ def written(texts: Iterable[str], name: str) -> list[str]:
 def pillow(image: Any, number: int) -> Pillow.Image:
     """A picture as PIL holds it, upright: turned as its EXIF orientation says."""
     if isinstance(image, Pillow.Image):
+        if not image.width * image.height:
+            raise ValueError(f"picture {number} has {image.size} pixels: none at all")
         try:
             return ImageOps.exif_transpose(image)
         except Exception as error:  # damaged files raise a dozen unrelated types
@@ -101,16 +103,22 @@ def box(corners: Any, width: int, height: int, name: str) -> tuple[int, int, int
 def mask_of(region: Any, picture: Pillow.Image, number: int) -> np.ndarray:
     """A region of an upright picture as a mask of its own pixels: bool [Y, X].
 
-    It is a mask already (or a PIL image of one, not black = True), or a box.
+    It is a mask already, bool or uint8 (or a PIL image of one), of which neither black
+    nor what is transparent is in the region, or a box.
     """
     wanted = (picture.height, picture.width)
     if isinstance(region, Pillow.Image):
-        region = np.asarray(pillow(region, number).convert("L")) > 0
+        region = pillow(region, number)
+        if region.has_transparency_data:
+            black = Pillow.new("RGBA", region.size, (0, 0, 0, 255))
+            region = Pillow.alpha_composite(black, region.convert("RGBA"))
+        region = np.asarray(region.convert("L"))
     if isinstance(region, np.ndarray) and region.ndim == 2:
+        region = region > 0 if region.dtype == np.uint8 else region
         if region.dtype != np.bool_ or region.shape != wanted:
             raise ValueError(
-                f"mask {number} is {region.dtype} {list(region.shape)}: give bool "
-                f"{list(wanted)}, the picture's own size"
+                f"mask {number} is {region.dtype} {list(region.shape)}: give bool or "
+                f"uint8 {list(wanted)}, the picture's own size"
             )
         if not region.any():
             raise ValueError(f"mask {number} is empty: nothing to regenerate")

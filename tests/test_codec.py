@@ -52,7 +52,7 @@ def test_masks_and_pictures_are_turned_alike(codec):
         strict=True,
     ):
         np.testing.assert_array_equal(found, expected)
-    with pytest.raises(ValueError, match=r"give bool \[40, 24\]"):
+    with pytest.raises(ValueError, match=r"give bool or uint8 \[40, 24\]"):
         codec.hidden(turned, mask.T, 0)
 
 

@@ -355,6 +355,12 @@ def test_no_setting_compiles_anything():
         (dict(guidance=-2.0), ">= 0"),
         (dict(schedule=(1.0,)), "two or more factors >= 0"),
         (dict(schedule=(1.0, -1.0)), "two or more factors >= 0"),
+        (dict(schedule=[0.0, 1.0]), "two or more factors >= 0.* a tuple"),
+        (dict(temperature="1"), ">= 0"),
+        (dict(top_p=None), r"in \(0, 1\]"),
+        (dict(top_k=float("inf")), "an int >= 0"),
+        (dict(guidance=[7.5, 1.5]), ">= 0 .* or a tuple"),
+        (dict(guidance=("7.5", 1.5)), ">= 0"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, allowed):
@@ -370,6 +376,8 @@ def test_settings_out_of_range_are_named(setting, allowed):
         (dict(alpha=1.5), r"in \(0, 1\]"),
         (dict(k=0), "an int >= 1"),
         (dict(k=1.5), "an int >= 1"),
+        (dict(k=float("inf")), "an int >= 1"),
+        (dict(alpha="0.1"), r"in \(0, 1\]"),
         (dict(amateur_temperature=0.0), "> 0"),
     ],
 )

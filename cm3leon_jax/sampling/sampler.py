@@ -36,9 +36,12 @@ class ContrastiveTopK:
         _check(
             "sampler.contrastive",
             self,
-            alpha=(0 < self.alpha <= 1, "in (0, 1]"),
-            k=(self.k >= 1 and self.k == int(self.k), "an int >= 1 (1 is plain CD)"),
-            amateur_temperature=(0 < self.amateur_temperature < np.inf, "> 0"),
+            alpha=(_real(self.alpha) and 0 < self.alpha <= 1, "in (0, 1]"),
+            k=(_whole(self.k) and self.k >= 1, "an int >= 1 (1 is plain CD)"),
+            amateur_temperature=(
+                _real(self.amateur_temperature) and self.amateur_temperature > 0,
+                "> 0",
+            ),
         )
 
 
@@ -72,16 +75,18 @@ class Sampler:
         _check(
             "sampler",
             self,
-            temperature=(0 <= self.temperature < np.inf, ">= 0 (0 is greedy)"),
-            top_p=(0 < self.top_p <= 1, "in (0, 1]"),
-            top_k=(self.top_k >= 0 and self.top_k == int(self.top_k), "an int >= 0"),
+            temperature=(_real(self.temperature), ">= 0 (0 is greedy)"),
+            top_p=(_real(self.top_p) and 0 < self.top_p <= 1, "in (0, 1]"),
+            top_k=(_whole(self.top_k), "an int >= 0"),
             guidance=(
-                len(self.scales) > 0 and all(0 <= s < np.inf for s in self.scales),
+                len(self.scales) > 0 and all(map(_real, self.scales)),
                 ">= 0 (1 is none), or a tuple of one such scale a step between streams",
             ),
             schedule=(
-                len(self.schedule) != 1 and all(0 <= f < np.inf for f in self.schedule),
-                "two or more factors >= 0, from the first token to the last, or ()",
+                isinstance(self.schedule, tuple)
+                and len(self.schedule) != 1
+                and all(map(_real, self.schedule)),
+                "two or more factors >= 0, from the first token to the last, a tuple",
             ),
         )
         if self.contrastive is not None and self.guided:
@@ -109,10 +114,20 @@ class Sampler:
         return len(self.scales) + 1 if self.guided else 1
 
 
+def _real(value: object) -> bool:
+    """A finite number that is not negative."""
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return bool(number and 0 <= value < np.inf)
+
+
+def _whole(value: object) -> bool:
+    return _real(value) and value == int(value)
+
+
 def _check(name: str, values: object, **rules: tuple[bool, str]) -> None:
     for key, (good, allowed) in rules.items():
         if not good:
-            raise ValueError(f"{name}.{key}={getattr(values, key)} must be {allowed}")
+            raise ValueError(f"{name}.{key}={getattr(values, key)!r} must be {allowed}")
 
 
 @jax.tree_util.register_dataclass
