@@ -1,6 +1,7 @@
 """CM3Leon-350M as published: paper Table 3, sections 2.1 to 2.4.
 
     python launch/pretrain.py --config configs/cm3leon_350m.py --workdir DIR
+    python launch/sft.py --config configs/cm3leon_350m.py:sft --workdir DIR
 
 24 layers of width 1,024, rows of 4,096 tokens, 8M tokens per update, 1.4T in all.
 Expected: zero-shot COCO FID-30K 14.2 with two retrieved documents (paper Table 1).
@@ -9,15 +10,27 @@ linear decay to 10 % (metaseq's OPT launcher), the shares of the masking modes (
 `data.settings.path` is a folder of webdataset tars with pictures and captions,
 `retrieval.encoder.path` one with CLIP ViT-B/32 in Hugging Face's layout (`config.json`,
 `model.safetensors`, `tokenizer.json`): both are yours to give.
+
+`:sft` adds fine-tuning on the tasks of paper 1.12 as in its Table 4, of which the paper
+says 760M and 7B: rows of 4,096 tokens, 2M per update, 30B in all. Its examples are
+yours too: a folder `sft.path` with `TASK.jsonl` for each (`data/task_sources.py`).
+Weights are 1 where the paper says none: a task's share is its size, within bounds.
 """
 
 from ml_collections import ConfigDict
 
+CONTROLS = ("edge", "segmentation", "hed", "pose", "depth", "normal", "scribble")
+TASKS = (
+    *("edit", "write", "ground", *(f"control_{kind}" for kind in CONTROLS)),
+    *("caption_short", "caption_detailed", "caption_long", "answer"),
+    *("science", "science_cot"),
+)
 
-def get_config() -> ConfigDict:
+
+def get_config(variant: str = "") -> ConfigDict:
     tokens_per_update = 8 * 2**20
     row = 4096
-    return ConfigDict(
+    config = ConfigDict(
         {
             "name": "cm3leon_350m",
             "seed": 0,
@@ -96,4 +109,20 @@ def get_config() -> ConfigDict:
             # True keeps the optimizer's state in the memory of the hosts.
             "rules": {"offload": False},
         }
-    ).lock()
+    )
+    if variant not in ("", "sft"):
+        raise ValueError(f"{config.name}:{variant}: choose sft, or none")
+    if variant:
+        config.sft = {
+            "infill": config.pretrain.infill.to_dict(),
+            "tasks": dict.fromkeys(TASKS, 1.0),
+            "path": "tasks",
+            "examples": {"train": 3_000_000, "validation": 1_000, "test": 1_000},
+            "packing": {"kind": "first_fit", "row_length": row},
+            "batch_size": 2 * 2**20 // row,
+            "loss_blocks": 8,
+            "optimizer": {"peak": 5e-5, "warmup": 150, "steps": 14_305},
+            "workers": 8,
+            "spike": 1.0,
+        }
+    return config.lock()

@@ -3,6 +3,7 @@
     python launch/pretrain.py --config configs/cm3leon_760m.py --workdir DIR
 
 1.9T tokens. Expected: zero-shot COCO FID-30K 6.61 with two retrieved documents.
+`:sft` adds fine-tuning with the settings of paper Table 4.
 """
 
 from ml_collections import ConfigDict
@@ -10,8 +11,8 @@ from ml_collections import ConfigDict
 from configs import cm3leon_350m
 
 
-def get_config() -> ConfigDict:
-    c = cm3leon_350m.get_config()
+def get_config(variant: str = "") -> ConfigDict:
+    c = cm3leon_350m.get_config(variant)
     c.name = "cm3leon_760m"
     c.decoder.width = 1536
     c.decoder.mlp = 6144

@@ -59,6 +59,24 @@ def test_the_papers_sizes_are_exact(name, blocks, width):
     assert tokens == 8 * 2**20  # paper Table 3: 8M
 
 
+@pytest.mark.parametrize("config", [cm3leon_350m, cm3leon_760m, cm3leon_7b])
+def test_fine_tuning_has_the_papers_settings(config, tmp_path):
+    """Paper Table 4: 2M tokens an update, 30B in all."""
+    given = config.get_config("sft").to_dict()
+    given["sft"]["path"] = str(tmp_path)
+    for name in given["sft"]["tasks"]:
+        (tmp_path / f"{name}.jsonl").touch()
+    sft = System.make(given).sft
+    tokens = sft.batch_size * sft.packing.row_length
+    assert sft.packing.row_length == 4096 and tokens == 2 * 2**20
+    assert (sft.optimizer.peak, sft.optimizer.warmup) == (5e-5, 150)
+    assert abs(sft.optimizer.steps * tokens / 30e9 - 1) < 1e-4
+    plain = config.get_config().to_dict()
+    assert "sft" not in plain and System.make(plain).sft is None
+    with pytest.raises(ValueError, match=":tuned: choose sft, or none"):
+        config.get_config("tuned")
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [
