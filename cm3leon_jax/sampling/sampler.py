@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,13 +115,13 @@ class Sampler:
         return len(self.scales) + 1 if self.guided else 1
 
 
-def _real(value: object) -> bool:
+def _real(value: Any) -> bool:
     """A finite number that is not negative."""
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return bool(number and 0 <= value < np.inf)
+    return number and bool(0 <= value < np.inf)
 
 
-def _whole(value: object) -> bool:
+def _whole(value: Any) -> bool:
     return _real(value) and value == int(value)
 
 
