@@ -31,6 +31,7 @@ from cm3leon_jax.system import System
 from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
 from cm3leon_jax.training.parts import EVERYTHING, Parts, PartsConfig, load_finished
 
+_EPOCHS = 4  # whose rows are counted, as they differ a little
 _REGION_TASK = "infill"  # a region of its picture is always hidden
 
 
@@ -154,7 +155,8 @@ def share(system: System, directory: Path, only: Sequence[str]) -> float:
     mixture: a run on these with that part of its updates sees each as often."""
     tuning = dataclasses.replace(section(system), only=tuple(only))
     both = dataclasses.replace(system, sft=tuning), system
-    some, every = (open_task_rows(x, directory, "train").count(0) for x in both)
+    found = [open_task_rows(x, directory, "train") for x in both]
+    some, every = (sum(map(rows.count, range(_EPOCHS))) for rows in found)
     return some / every
 
 

@@ -138,7 +138,7 @@ def test_a_share_of_updates_shows_as_many_samples_as_the_mixture_has(workdir, sy
         rows = open_task_rows(some, workdir, "train")
         alone = shown(rows, share(system, workdir, only) * updates)
         wanted = sum(together[name] for name in only)
-        assert abs(sum(alone.values()) / wanted - 1) < 0.03, only
+        assert abs(sum(alone.values()) / wanted - 1) < 0.06, only
 
 
 def test_tokenizers_learn_from_the_tasks_that_are_named(workdir, system):
