@@ -23,6 +23,8 @@ r"""Any task from the shell, with the newest checkpoint of a work directory.
     $sample --task write --prompt EXIT --out f.png
     $sample --task variation --image a.png --out g.png
     $sample --task segment --image a.png --out labels.png
+    $sample --task instruct --name edit --field source=a.png \
+        --field instruction="make it blue" --out c.png
     $sample --task generate --document "a small red" --out written/
     $sample --task log_likelihood --document "a small red circle" --image a.png
     $sample --task reconstruct --image a.png --out h.png
@@ -39,6 +41,8 @@ from pathlib import Path
 from typing import Any
 
 import command
+import instruct_flags
+import outputs
 import sampler_flags
 from absl import flags
 
@@ -61,6 +65,7 @@ READS = {
     "write": (*TEXTS, "out", *DRAWS),
     "variation": ("image", "out", *DRAWS),
     "segment": ("image", "out", *WRITES),
+    "instruct": ("name", "field", "out", "max_text", *DRAWS),
     "generate": ("document", "image", "pictures", "max_text", "out", *WRITES),
     "log_likelihood": ("document", "image", "retrieve"),
     "reconstruct": ("image", "out"),
@@ -76,6 +81,7 @@ NEEDS = {
     "explain": ("image", "prompt", "choice"),
     "generate": ("document", "out"),
     "log_likelihood": ("document",),
+    "instruct": ("name", "field"),
 } | {
     task: tuple(x for x in READS[task] if x in ("image", "prompt", "out"))
     for task in (
@@ -160,6 +166,8 @@ def _default(model, task: str):
     from cm3leon_jax.sampling.sampler import Sampler
 
     sampling = model.system.sampling
+    if task == "instruct":
+        return instruct_flags.sampler(sampling)
     own = {
         "infill a document": sampling.caption,
         "science": sampling.answer,
@@ -197,7 +205,9 @@ def _check_flags(prompts: list[str]) -> str:
         raise ValueError("--task infill needs --mask or --box, or --document")
     if MASK.value and BOX.value:
         raise ValueError("give --mask or --box, not both")
-    if "out" in READS[task] and task != "generate":
+    if task == "instruct":
+        instruct_flags.check()
+    if OUT.value and task != "generate":
         out, many = Path(OUT.value), len(IMAGE.value or prompts) > 1 or SCORES.value
         if out.suffix not in (("",) if many else ("", ".png")):
             wanted = "a folder for several pictures" if many else "a .png file"
@@ -311,39 +321,8 @@ def _draw(model, prompts: list, how: dict) -> dict:
 
 
 def _save_maps(model, maps: list) -> dict:
-    """Labels as palette pictures, in the colours that --kind segmentation reads."""
-    import numpy as np
-    from PIL import Image
-
-    from cm3leon_jax.data.controls import class_colours
-
-    pictures = []
-    for labels in maps:
-        picture = Image.fromarray(labels.astype(np.uint8), "P")
-        picture.putpalette(class_colours(len(model.classes)).tobytes())
-        pictures.append(picture)
-    return _save(pictures) | {"classes": list(model.classes)}
-
-
-def _save_documents(documents: list) -> dict:
-    """Texts as they are, pictures in the folder --out."""
-    from PIL import Image
-
-    from cm3leon_jax.data.documents import Text
-
-    made = []
-    for i, document in enumerate(documents):
-        segments = []
-        for n, segment in enumerate(document.segments):
-            if isinstance(segment, Text):
-                segments.append({"text": segment.text})
-                continue
-            path = Path(OUT.value) / f"{i:04d}-{n}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(segment.array).save(path)
-            segments.append({"picture": str(path)})
-        made.append(segments)
-    return {"documents": made}
+    saved = _save(outputs.palettes(maps, len(model.classes)))
+    return saved | {"classes": list(model.classes)}
 
 
 def _infill_documents(model, images, prompts, how) -> dict:
@@ -368,6 +347,14 @@ def _control(model, images, prompts, how) -> dict:
     return _save(model.control(images, KIND.value, prompts or None, **how))
 
 
+def _instruct(model, images, prompts, how) -> dict:
+    task = instruct_flags.task()
+    found = model.instruct(task.name, [instruct_flags.fields(_open)], **how)
+    if task.writes_text:
+        return {"texts": found}
+    return _save_maps(model, found) if task.output in task.masks else _save(found)
+
+
 def _log_likelihood(model, images, prompts, how) -> dict:
     documents = _documents(model, images)
     found = model.log_likelihood(documents, retrieve=RETRIEVE.value)
@@ -388,8 +375,9 @@ _CALLS: dict[str, Callable[[Any, list, list[str], dict[str, Any]], dict]] = {
     "write": lambda m, i, p, how: _save(m.write(p, **how)),
     "variation": lambda m, i, p, how: _save(m.variation(i, **how)),
     "segment": lambda m, i, p, how: _save_maps(m, m.segment(i, **how)),
-    "generate": lambda m, i, p, how: _save_documents(
-        m.generate(_documents(m, i), images=PICTURES.value, **how)
+    "instruct": _instruct,
+    "generate": lambda m, i, p, how: outputs.save_documents(
+        m.generate(_documents(m, i), images=PICTURES.value, **how), Path(OUT.value)
     ),
     "log_likelihood": _log_likelihood,
     "reconstruct": lambda m, i, p, how: _save(m.reconstruct(i)),

@@ -34,7 +34,7 @@ def sample():
     sys.path.remove(str(LAUNCH))
     for name in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, name)
-    for name in ("command", "sampler_flags"):
+    for name in ("command", "instruct_flags", "outputs", "sampler_flags"):
         sys.modules.pop(name)
 
 
@@ -63,6 +63,7 @@ PICTURE = ("--image", "a.png")
 BOTH = (*PICTURE, *PICTURE)
 OUT, FOLDER = ("--out", "b.png"), ("--out", "made")
 WORD = ("--prompt", "what is it?")
+ANSWER = ("--name", "answer", "--field", "image=a.png")
 CHOICES = ("--choice", "this", "--choice", "that")
 
 
@@ -106,6 +107,12 @@ CHOICES = ("--choice", "this", "--choice", "that")
         ),
         ("write", ("--prompt", "EXIT", *OUT), {"pictures": ["b.png"]}),
         ("variation", (*PICTURE, *OUT), {"pictures": ["b.png"]}),
+        ("instruct", (*ANSWER, "--field", "question=why?"), {"texts": ["hi"]}),
+        (
+            "instruct",
+            ("--name", "variation", "--field", "source=a.png", *OUT),
+            {"pictures": ["b.png"]},
+        ),
         ("reconstruct", (*PICTURE, *OUT), {"pictures": ["b.png"]}),
         (
             "generate",
@@ -141,6 +148,24 @@ def test_class_maps_can_be_read_again(run):
     assert (colours == class_colours(3)[1]).all()
     control = ("--task", "control", "--kind", "segmentation", "--out", "c.png")
     run(*control, "--image", "b.png")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((*ANSWER, "--field", "why?"), "--field why.: give each field once"),
+        ((*ANSWER, "--field", "image=b.png"), "give each field once, FIELD=VALUE"),
+        (ANSWER, "takes the fields"),
+        ((*ANSWER, *OUT), "--out is not for --name answer, which makes a text"),
+        (("--name", "draw", "--field", "a=b"), "no task 'draw': choose from"),
+        (("--name", "variation", "--field", "source=a.png"), "needs --out FILE.png"),
+        (("--name", "ground", "--field", "objects=x", *OUT), "objects"),
+        (("--name", "edit"), "--task instruct needs --field"),
+    ],
+)
+def test_instructions_that_nobody_can_follow(run, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run("--task", "instruct", *arguments)
 
 
 def test_flags_change_the_sampler_of_the_task(run):
