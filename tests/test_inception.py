@@ -10,7 +10,7 @@ import pytest
 import references
 from PIL import Image as Pillow
 
-from cm3leon_jax.evaluation import features, frechet
+from cm3leon_jax.evaluation import features, frechet, inception_score
 from cm3leon_jax.interop import efficientnet as weights
 from cm3leon_jax.interop import inception as interop
 from cm3leon_jax.models import inception
@@ -123,6 +123,22 @@ def test_features_are_pytorch_fids(arrays, file, monkeypatch):
     np.testing.assert_allclose(found, pooled, rtol=0, atol=1e-4 * scale)
     logits = pooled @ arrays["fc.weight"].T
     np.testing.assert_allclose(ours.logits(pooled), logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow  # the same again, of 20 pictures
+def test_inception_score_of_photographs_is_torch_fidelitys(file):
+    theirs = references.module("torch_fidelity.metric_isc")
+    import torch
+
+    photograph, ours = pictures(400, 1)[0], features.inception(file, batch=1)
+    places = np.random.default_rng(0).integers(0, 300, (20, 2))
+    logits = ours.logits(ours([photograph[y : y + 99, x : x + 99] for y, x in places]))
+    wanted = theirs.isc_features_to_metric(torch.tensor(logits))
+    found = inception_score.score(logits)
+    assert found["value"] > 1.001  # they are told apart
+    for key, theirs_key in (("value", "mean"), ("spread", "std")):
+        value = float(wanted[f"inception_score_{theirs_key}"])
+        assert found[key] == pytest.approx(value, abs=1e-5), key
 
 
 # ------------------------------------------------------------------ features
