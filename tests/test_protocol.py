@@ -154,6 +154,22 @@ def run(workdir, settings, checkpoint="pretrain"):
     return result, protocol.result_file(workdir, settings, checkpoint)
 
 
+def test_an_encoder_that_is_given_chooses_among_candidates_too(workdir):
+    model = protocol.CM3Leon.load(workdir, "pretrain")
+    model.context = SimpleNamespace(encoder=None)
+    encoder = SimpleNamespace(name="clip-0123")
+
+    def seen(kept, documents, seed):
+        assert kept.context.encoder is kept.embedder is encoder
+        return draw(kept, documents, seed)
+
+    tasks = {"draw": seen}
+    result = protocol.run_protocol(
+        workdir, "pretrain", PROTOCOL, tasks, encoder=encoder
+    )
+    assert result["encoder"] == "clip-0123"
+
+
 def test_results_and_samples_are_kept_apart(workdir):
     changed = dataclasses.replace(PROTOCOL, seed=1)
     files = set()
