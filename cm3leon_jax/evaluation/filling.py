@@ -91,12 +91,12 @@ def infill_untold(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
             model, documents, masks, cells, seed, told=False
         )
         made = [np.asarray(sample.pictures["infilled"]) for sample in some]
-        valid = np.array([_is_scene(oracle.parse(world, x), world) for x in made])
+        valid = [_is_scene(oracle.parse(world, x), world) for x in made]
         same = [kept(a, b, ~m) for a, b, m in zip(rebuilt, made, masks, strict=True)]
         name = f"{low}_{high}"
-        scores[f"valid_{name}"] = interval(valid.astype(float), np.mean, len(valid))
+        scores[f"valid_{name}"] = scenes.share(valid)
         scores[f"kept_{name}"] = _f1(documents, outside)
-        scores[f"visible_{name}"] = interval(np.array(same), np.mean, len(same))
+        scores[f"visible_{name}"] = scenes.share(same)
         scores[f"seams_{name}"] = seams(borders)
         pairs = zip(some, valid, outside, strict=True)
         samples.append(

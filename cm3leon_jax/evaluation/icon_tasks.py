@@ -50,6 +50,7 @@ from cm3leon_jax.evaluation import (
     hallucination,
     looks,
     pairs,
+    scenes,
     task_pictures,
     task_texts,
 )
@@ -106,10 +107,9 @@ def _good(scores: Iterable[Any], count: int, least: float = _GOOD) -> list[bool 
     each; None where it has no part in it."""
     for score in scores:
         if len(score.rows) == count:
-            enough = [score.statistic(row[None]) >= least for row in score.rows]
-            empty = [row.ndim and not row.any() for row in score.rows]
-            both = zip(enough, empty, strict=True)
-            return [None if none else bool(ok) for ok, none in both]
+            none = [row.ndim and not row.any() for row in score.rows]
+            enough = [bool(score.statistic(x[None]) >= least) for x in score.rows]
+            return [None if a else b for a, b in zip(none, enough, strict=True)]
     return [None] * count
 
 
@@ -148,10 +148,6 @@ def _rebuilt(model: CM3Leon, images: Pictures) -> list[np.ndarray]:
     return [np.asarray(image) for image in model.reconstruct(list(images))]
 
 
-def _share(values: Sequence[Any] | np.ndarray) -> Score:
-    return interval(np.array(values, float), np.mean, len(values))
-
-
 def _iou(counts: np.ndarray) -> float:
     both, either = counts.sum(0)
     return float(both / max(either, 1))
@@ -160,7 +156,7 @@ def _iou(counts: np.ndarray) -> float:
 def _recognised(_, documents: Sequence[Document], made: Pictures) -> dict[str, Score]:
     names = [d.metadata["artwork"][0]["subject"] for d in documents]
     made_BE, wanted_BE = map(looks.shown, (made, column(documents, "image")))
-    return {"one_of_ten": _share(looks.found_among(made_BE, wanted_BE, names))}
+    return {"one_of_ten": scenes.share(looks.found_among(made_BE, wanted_BE, names))}
 
 
 def _edited(model, documents: Sequence[Document], made: Pictures) -> dict[str, Score]:
@@ -172,7 +168,7 @@ def _edited(model, documents: Sequence[Document], made: Pictures) -> dict[str, S
         where[y0:y1, x0:x1] = True
         near.append(looks.nearer(new, b, a, where))
         kept.append(filling.kept(a, new, ~where))
-    scores = {"nearer": _share(near), "kept": _share(kept)}
+    scores = {"nearer": scenes.share(near), "kept": scenes.share(kept)}
     if (embedder := getattr(model, "embedder", None)) is not None:
         told = [
             [_told(d.metadata[scene]) for d in documents]
@@ -188,7 +184,7 @@ def _edited(model, documents: Sequence[Document], made: Pictures) -> dict[str, S
     groups["spatial"] = [f["spatial"] for f in facts]
     for name, mine in groups.items():
         if any(mine):
-            scores[f"nearer_{name}"] = _share(np.array(near)[mine])
+            scores[f"nearer_{name}"] = scenes.share(np.array(near)[mine])
     return scores
 
 
@@ -239,7 +235,7 @@ def _styled(model, documents: Sequence[Document], made: Pictures) -> dict[str, S
     known_ME = looks.drawn(column(known_ones, "image"))
     styles_BE = looks.drawn([made[i] for i in mine])
     found = looks.nearest(styles_BE, known_ME, names)
-    return {"style": _share([found[n] == wanted[i] for n, i in enumerate(mine)])}
+    return {"style": scenes.share([found[n] == wanted[i] for n, i in enumerate(mine)])}
 
 
 def _world(model: CM3Leon) -> IconsConfig:
@@ -281,8 +277,8 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
         rows = list(zip(originals, rebuilt, made, masks, strict=True))
         visible = [filling.kept(b, c, ~mask) for _, b, c, mask in rows]
         hidden = [psnr(a[m][None, None], c[m][None, None])[0] for a, _, c, m in rows]
-        scores[f"visible{suffix}"] = _share(visible)
-        scores[f"hidden_psnr{suffix}"] = _share(hidden)
+        scores[f"visible{suffix}"] = scenes.share(visible)
+        scores[f"hidden_psnr{suffix}"] = scenes.share(hidden)
         jumps = filling.jumps
         borders = [(jumps(c, mask), jumps(b, mask)) for _, b, c, mask in rows]
         scores[f"seams{suffix}"] = filling.seams(borders)

@@ -58,6 +58,11 @@ def f1(
     return interval(counts, oracle.f1, counts[:, 2].sum(), clusters)
 
 
+def share(values: Sequence[Any] | np.ndarray) -> Score:
+    """The mean of what was found of every example: of truth values, what is right."""
+    return interval(np.array(values, float), np.mean, len(values))
+
+
 def samples(
     texts: Sequence[str],
     pictures: Sequence[Pillow.Image],

@@ -74,8 +74,7 @@ def two_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outco
     scores = {name: whole.scores[name] for name in names if name in whole.scores}
     for name, part in (("first", counts[:, 0]), ("second", counts[:, 1])):
         scores[name] = interval(part, _rate, part[:, 1].sum())
-    every = (counts[..., 0] == counts[..., 1]).all(1).astype(float)
-    scores["both"] = interval(every, np.mean, len(every))
+    scores["both"] = scenes.share((counts[..., 0] == counts[..., 1]).all(1))
     return Outcome(scores, whole.samples)
 
 
@@ -175,8 +174,7 @@ def _scores(
     both = zip(stays, facts, strict=True)
     others = [x for x, fact in both if fact["kind"] != _BACKGROUND]
     if others:
-        values = np.array(others, float)
-        scores["kept_background"] = interval(values, np.mean, len(values))
+        scores["kept_background"] = scenes.share(others)
     return scores
 
 

@@ -271,14 +271,14 @@ def variation(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outco
         bag(objects, looks) | {oracle.background(world, np.asarray(image))}
         for objects, image in zip(parsed, painted, strict=True)
     ]
-    other = np.array([a != b for a, b in zip(sources, parsed, strict=True)], float)
+    other = [a != b for a, b in zip(sources, parsed, strict=True)]
     samples = _samples(documents, painted, "source")
     for i, (w, f) in enumerate(zip(truth, found, strict=True)):
-        samples[i] = _judged(samples[i], w == f and bool(other[i]), "")
+        samples[i] = _judged(samples[i], w == f and other[i], "")
     return Outcome(
         {
             "objects": scenes.f1(truth, found, sources),
-            "different": interval(other, np.mean, len(other)),
+            "different": scenes.share(other),
         },
         samples,
     )

@@ -6,8 +6,7 @@ Captions are read back by the oracle. The short form names colours and shapes on
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from cm3leon_jax.evaluation.examples import (
     one,
     picture,
 )
-from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
+from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score
 
 _OPTION = re.compile(r"\([A-Z]\) (.*?)(?= \([A-Z]\) |$)")
 _KEYS = {  # of what is right in captions of each form, and of what is made up
@@ -47,9 +46,9 @@ def _answers(
         [_plain(a) == _plain(b) for a, b in zip(texts, truth, strict=True)]
     )
     kinds = np.array([d.metadata["question_kind"] for d in documents])
-    scores = {"accuracy": _share(right)}
+    scores = {"accuracy": scenes.share(right)}
     for kind in sorted(set(kinds.tolist())):
-        scores[f"accuracy_{kind}"] = _share(right[kinds == kind])
+        scores[f"accuracy_{kind}"] = scenes.share(right[kinds == kind])
     pictures = column(documents, "image")
     samples = [
         Sample(
@@ -114,11 +113,6 @@ def _plain(text: str) -> str:
     return text.strip().removesuffix(".").strip().casefold()
 
 
-def _share(right: Collection[Any]) -> Score:
-    """Of what is right."""
-    return interval(np.array(list(right), float), np.mean, len(right))
-
-
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """Captions of three lengths, of scenes that have as many objects as `documents`.
 
@@ -158,7 +152,7 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
                 if form == "detailed" and len(forms) == len(FORMS):
                     scores["length"] = _in_order(model, mine, texts[form], seed)
         every = [form_of(world, text) == form for form in forms for text in texts[form]]
-        scores["style" + suffix] = _share(every)
+        scores["style" + suffix] = scenes.share(every)
     first = {key: scores.pop(key) for key in ("objects",) if key in scores}
     return Outcome(first | scores, samples)
 
@@ -169,7 +163,7 @@ def _in_order(
     """How often the detailed caption of a picture is between the two others."""
     short, long = (_captions(model, documents, form, seed) for form in FORMS[::2])
     lengths = [[len(text.split()) for text in x] for x in (short, detailed, long)]
-    return _share([a < b < c for a, b, c in zip(*lengths, strict=True)])
+    return scenes.share([a < b < c for a, b, c in zip(*lengths, strict=True)])
 
 
 def form_of(world: ShapesConfig, text: str) -> str:

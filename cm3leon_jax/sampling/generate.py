@@ -25,13 +25,7 @@ from cm3leon_jax.models.unrolled import Unrolled, unroll
 from cm3leon_jax.sampling import constraints
 from cm3leon_jax.sampling.constraints import Written
 from cm3leon_jax.sampling.prompts import Batch
-from cm3leon_jax.sampling.sampler import (
-    Sampler,
-    Settings,
-    draw,
-    settings,
-    token_scores,
-)
+from cm3leon_jax.sampling.sampler import Sampler, Settings, draw, settings, token_scores
 from cm3leon_jax.vocab import Layout
 
 _FIRST_STAGE = 128
