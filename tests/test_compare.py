@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cm3leon_jax.evaluation import compare
+from cm3leon_jax.evaluation.kept import digest
 from cm3leon_jax.evaluation.protocol import interval
 
 ROOT = Path(__file__).parent.parent
@@ -92,9 +93,25 @@ def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, m
     with pytest.raises(ValueError, match="give two or more"):
         compare.check([compare.read(other)])
     broken = tmp_path / "x.json"
-    broken.write_text("[]")
-    with pytest.raises(ValueError, match="no result"):
-        compare.read(broken)
+    for text in ("[]", '{"scores": {}}'):
+        broken.write_text(text)
+        with pytest.raises(ValueError, match="no result .* it has no config"):
+            compare.read(broken)
+
+
+def test_draws_are_of_their_own_result_or_of_none(tmp_path, samples):
+    path = result(tmp_path, "one", {"t/a": samples[0]})
+    assert set(compare.read(path)["draws"]) == {"t/a"}  # older ones do not say
+    draws = path.with_suffix(".npz")
+    arrays = compare.read(path)["draws"]
+    for of, kept in ((digest(json.loads(path.read_text())), {"t/a"}), ("x", set())):
+        np.savez(draws, of=of, **arrays)
+        assert set(compare.read(path)["draws"]) == kept
+    whole = draws.read_bytes()
+    for broken in (whole[:100], whole[:-30], b""):
+        draws.write_bytes(broken)
+        with pytest.raises(ValueError, match=f"{draws} is damaged .* delete it"):
+            compare.read(path)
 
 
 def test_the_command_writes_the_table_in_every_form(tmp_path, samples):

@@ -11,7 +11,7 @@ from PIL import Image as Pillow
 from cm3leon_jax import config
 from cm3leon_jax.data import shapes as world
 from cm3leon_jax.data import sources
-from cm3leon_jax.evaluation import filling, kept, pairs, protocol, shapes
+from cm3leon_jax.evaluation import compare, filling, kept, pairs, protocol, shapes
 from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import SamplingConfig
@@ -187,6 +187,22 @@ def test_results_and_samples_are_kept_apart(workdir):
         files.add(path.name)
     assert len(files) == 3 == len(list((workdir / "samples").iterdir()))
     assert all(name.startswith("a-b-") for name in files)
+
+
+def test_draws_of_a_run_that_was_killed_are_not_those_of_the_old_result(
+    workdir, monkeypatch
+):
+    _, path = run(workdir, PROTOCOL)
+    assert set(compare.read(path)["draws"]) == {"draw/count"}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(protocol.configs, "write_whole", killed)
+        patched.setattr(protocol, "hardware", lambda: "another machine")
+        run(workdir, PROTOCOL)
+    assert compare.read(path)["draws"] == {}
 
 
 def test_failures_after_the_first_samples_are_kept_too(workdir):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from cm3leon_jax.config import read_json
+from cm3leon_jax.evaluation.kept import digest
 from cm3leon_jax.evaluation.page import table
 from cm3leon_jax.evaluation.report import STYLE
 
 SURE = 0.05
+_NEEDED = {"protocol", "protocol_hash", "config", "config_hash", "scores"}
 _SIGMAS = 2 * 1.959964  # that a 95 % interval is wide
 # Scores of which less is better, by the first word of the measure.
 LOWER = (
@@ -53,18 +57,29 @@ class Difference:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """A result file, its bootstrap's draws under "draws".
+    """A result file, its bootstrap's draws under "draws": none that are of another.
 
     ValueError for a file that is none.
     """
     path = Path(path)
     result = read_json(path, "evaluate again")
-    if not isinstance(result, dict) or "scores" not in result:
-        raise ValueError(f"{path} is no result of launch/evaluate.py")
+    missing = _NEEDED - set(result if isinstance(result, dict) else ())
+    if missing:
+        raise ValueError(
+            f"{path} is no result of launch/evaluate.py: it has no {min(missing)}"
+        )
     draws = {}
     if (kept := path.with_suffix(".npz")).is_file():
-        with np.load(kept) as arrays:
-            draws = {key: arrays[key] for key in arrays.files}
+        try:
+            with kept.open("rb") as file, np.load(file) as arrays:
+                draws = {key: arrays[key] for key in arrays.files}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{kept} is damaged ({error}): delete it, or evaluate again"
+            ) from error
+    of = draws.pop("of", None)  # None: they are older than this entry
+    if of is not None and of != digest(result):
+        draws = {}
     name = f"{path.parent.parent.name} {result.get('checkpoint', '')}"
     return result | {"draws": draws, "name": name}
 

@@ -132,7 +132,7 @@ class Parts:
         missing = [i for i in range(index, len(files), count) if not files[i].is_file()]
         bar = tqdm.tqdm(missing, name, disable=None, leave=False, delay=1)
         for i in bar:
-            _write(files[i], pack(work(i)))
+            write_bytes(files[i], pack(work(i)))
         together(name)
         for file in files:
             try:
@@ -143,7 +143,7 @@ class Parts:
                 ) from error
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -13,6 +13,7 @@ share, and all read what all have written.
 """
 
 import dataclasses
+import io
 import json
 import math
 import platform
@@ -36,7 +37,7 @@ from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.sources import ENOUGH, read_documents
 from cm3leon_jax.evaluation import contact_sheet
 from cm3leon_jax.evaluation.contact_sheet import Card
-from cm3leon_jax.evaluation.kept import Kept, Parts, digest
+from cm3leon_jax.evaluation.kept import Kept, Parts, digest, write_bytes
 from cm3leon_jax.evaluation.page import FAILURES, stage_hash
 from cm3leon_jax.evaluation.public_sets import PublicConfig
 from cm3leon_jax.models.decoder import Decoder
@@ -349,7 +350,9 @@ def _write(
         for key, score in result["scores"].items()
         if isinstance(score, Interval)
     }
-    np.savez_compressed(path.with_suffix(".npz"), **draws)
+    # A kill before the result's own file leaves draws that are not of the old one.
+    np.savez_compressed(file := io.BytesIO(), of=digest(result), **draws)
+    write_bytes(path.with_suffix(".npz"), file.getvalue())
     configs.write_whole(path, json.dumps(result, indent=1))
 
 
