@@ -26,7 +26,7 @@ def main() -> None:
     from cm3leon_jax.evaluation import compare
 
     try:
-        results = [compare.read(path) for path in given.results]
+        results = compare.read_all(given.results)
         compare.check(results)
         for path in given.out:
             compare.write(results, path)

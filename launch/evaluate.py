@@ -56,10 +56,8 @@ def main() -> dict:
         report.write(workdir)
     if len(results) == 1:
         return results[0]
-    found = [
-        compare.read(result_file(workdir, protocol, checkpoint))
-        for checkpoint in CHECKPOINTS.value
-    ]
+    files = [result_file(workdir, protocol, name) for name in CHECKPOINTS.value]
+    found = compare.read_all(files)
     print(compare.markdown(found))
     return compare.summary(found)
 

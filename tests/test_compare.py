@@ -114,6 +114,24 @@ def test_draws_are_of_their_own_result_or_of_none(tmp_path, samples):
             compare.read(path)
 
 
+def test_results_have_names_of_their_own(tmp_path, samples):
+    scores = {"t/a": samples[0]}
+    files = [result(tmp_path / x, "pretrain", scores) for x in "abc"]
+    read = compare.read_all(files)
+    assert [x["name"] for x in read] == [f"{x}/w pretrain" for x in "abc"]
+    assert set(compare.summary(read)["t/a"]) == {"b/w pretrain", "c/w pretrain"}
+    copy = files[0].with_name("old.json")
+    copy.write_bytes(files[0].read_bytes())
+    names = [x["name"] for x in compare.read_all([files[0], copy])]
+    assert [name.rpartition("/")[2] for name in names] == [files[0].name, copy.name]
+
+
+@pytest.mark.parametrize("key", ["caption/empty@0", "t/fid@2", "likelihood/nats@0"])
+def test_of_some_scores_less_is_better(key):
+    assert compare.lower_is_better(key)
+    assert not compare.lower_is_better("caption/cider@0")
+
+
 def test_the_command_writes_the_table_in_every_form(tmp_path, samples):
     a, b = samples
     files = [

@@ -37,6 +37,7 @@ LOWER = (
     "perplexity",
     "hallucination",
     "hallucinated",
+    "empty",
 )
 
 
@@ -80,8 +81,23 @@ def read(path: str | Path) -> dict[str, Any]:
     of = draws.pop("of", None)  # None: they are older than this entry
     if of is not None and of != digest(result):
         draws = {}
-    name = f"{path.parent.parent.name} {result.get('checkpoint', '')}"
-    return result | {"draws": draws, "name": name}
+    return result | {"draws": draws, "name": str(path)}
+
+
+def read_all(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Results under names that differ: by as many folders as that takes."""
+    results = [read(path) for path in paths]
+    places = [Path(path).resolve().parts for path in paths]
+    for depth in range(1, max(map(len, places))):
+        names = [
+            f"{'/'.join(place[-2 - depth : -2])} {result.get('checkpoint', '')}"
+            for place, result in zip(places, results, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            break
+    else:  # copies in one folder
+        names = [str(Path(*place)) for place in places]
+    return [x | {"name": name} for x, name in zip(results, names, strict=True)]
 
 
 def check(results: Sequence[Mapping[str, Any]]) -> None:
