@@ -132,6 +132,36 @@ def test_of_some_scores_less_is_better(key):
     assert not compare.lower_is_better("caption/cider@0")
 
 
+def plain(draws=None, **scores):
+    return {"name": "x", "draws": draws or {}, "scores": scores}
+
+
+def test_scores_without_an_interval_have_no_verdict():
+    sure = {"value": 0.5, "low": 0.5, "high": 0.5, "n": 20}
+    found = compare.difference("a", plain(a=sure), plain(a=sure | {"value": 0.6}))
+    assert found.value == pytest.approx(0.1) and found.p is found.better is None
+    assert compare._verdict(found) == "+0.1, no interval"
+
+
+def test_one_example_proves_nothing():
+    one, zero, six = (
+        interval(np.full(n, x), np.mean, n) for n, x in ((1, 1), (1, 0), (6, 1))
+    )
+    none = interval(np.zeros(6), np.mean, 6)
+    for a, b, sure in ((zero, one, False), (none, six, True)):
+        draws = [{"a": x.draws} for x in (a, b)]
+        found = compare.difference("a", plain(draws[0], a=a), plain(draws[1], a=b))
+        assert found.paired and (found.p < compare.SURE) == sure
+
+
+def test_an_interval_that_is_cut_off_at_0_is_as_wide_as_its_spread():
+    a = {"value": 0.2, "low": 0.0, "high": 2.2, "n": 20, "spread": 3.2}
+    b = {"value": 3.0, "low": 1.0, "high": 5.0, "n": 20, "spread": 3.2}
+    found = compare.difference("t/fid", plain(**{"t/fid": a}), plain(**{"t/fid": b}))
+    deviation = 3.2 * (2 / 10) ** 0.5
+    assert found.high - found.low == pytest.approx(2 * 1.959964 * deviation)
+
+
 def test_the_command_writes_the_table_in_every_form(tmp_path, samples):
     a, b = samples
     files = [

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cm3leon_jax.config import read_json
+from cm3leon_jax.evaluation.frechet import PARTS
 from cm3leon_jax.evaluation.kept import digest
 from cm3leon_jax.evaluation.page import table
 from cm3leon_jax.evaluation.report import STYLE
@@ -45,14 +46,14 @@ LOWER = (
 class Difference:
     """Of a score to that of the first result, with its 95 % interval.
 
-    `p` is two-sided; `paired` says how it was found; `better` None where it may be
-    chance.
+    `p` is two-sided, None where a score has no interval; `paired` says how it was
+    found; `better` None where it may be chance.
     """
 
     value: float
     low: float
     high: float
-    p: float
+    p: float | None
     paired: bool
     better: bool | None
 
@@ -137,17 +138,27 @@ def difference(
         low, high = np.quantile(gaps, (0.025, 0.975))
         # The share of draws on the other side, with those exactly between.
         tail = min((gaps <= 0).mean(), (gaps >= 0).mean())
-        p = min(1.0, 2 * max(float(tail), 1 / len(gaps)))
+        # No test of n things finds less than that they all differ in one direction.
+        least = 0.5 ** min(x.get("clusters", x["n"]) for x in (a, b))
+        p = min(1.0, 2 * max(float(tail), 1 / len(gaps), least))
     else:
-        spread = math.hypot(*((x["high"] - x["low"]) / _SIGMAS for x in (a, b)))
+        spread = math.hypot(_deviation(a), _deviation(b))
         half = spread * _SIGMAS / 2
         low, high = gap - half, gap + half
-        z = abs(gap) / spread if spread else (math.inf if gap else 0.0)
-        p = math.erfc(z / math.sqrt(2))
+        known = min(_deviation(a), _deviation(b)) > 0  # a width of 0 says nothing
+        p = math.erfc(abs(gap) / spread / math.sqrt(2)) if known else None
     better = None
-    if p < SURE and gap:
+    if p is not None and p < SURE and gap:
         better = (gap > 0) != lower_is_better(key)
     return Difference(gap, float(low), float(high), p, paired, better)
+
+
+def _deviation(score: Mapping[str, float]) -> float:
+    """Of a score's value; an interval may be cut off at 0, where there is a spread over
+    subsets that is not."""
+    if "spread" in score:
+        return score["spread"] / math.sqrt(PARTS)
+    return (score["high"] - score["low"]) / _SIGMAS
 
 
 def lower_is_better(key: str) -> bool:
@@ -229,6 +240,8 @@ def _cells(results: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[s
 
 def _verdict(found: Difference) -> str:
     sign = {None: "≈", True: "better", False: "worse"}[found.better]
+    if found.p is None:
+        return f"{found.value:+.3g}, no interval"
     p = f"p < {SURE / 25:g}" if found.p <= SURE / 25 else f"p = {found.p:.2g}"
     return f"{sign}, {found.value:+.3g}, {p}{'' if found.paired else ' (unpaired)'}"
 

@@ -131,7 +131,7 @@ def interval(
     statistic: Callable[[np.ndarray], float],
     n: int,
     clusters: Sequence[Hashable] | None = None,
-) -> Score:
+) -> Interval:
     """`statistic` of `values` [M, …] with its 95 % bootstrap interval over the rows.
 
     `n` is the number of things counted (objects, pictures), for the reader. Rows of
