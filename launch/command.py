@@ -15,6 +15,7 @@ results.
 import ast
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import runpy
@@ -91,6 +92,8 @@ class _Completed(flags.ArgumentParser):
     def parse(self, argument: str) -> Any:
         from ml_collections import ConfigDict
 
+        if isinstance(argument, str):
+            _check_variant(argument)
         config = self._parser.parse(argument)
         if isinstance(config, ConfigDict):  # else it says on use why it is none
             config = ConfigDict(self._complete(config.to_dict())).lock()
@@ -101,6 +104,19 @@ class _Completed(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return self._parser.flag_type()
+
+
+def _check_variant(name: str) -> None:
+    """ValueError for `FILE.py:variant` of a file that has others, or none."""
+    path, _, variant = name.partition(":")
+    if not variant or not Path(path).is_file():
+        return
+    module = runpy.run_path(path)
+    if not inspect.signature(module["get_config"]).parameters:
+        raise ValueError(f"{path} has no variants: leave out :{variant}")
+    known = module.get("VARIANTS")  # where they are not a file's own affair
+    if known is not None and variant not in known:
+        raise ValueError(f"variant {variant!r}: choose from {', '.join(known)}")
 
 
 def _check_path(config: Any, path: str) -> None:
@@ -269,5 +285,6 @@ def read_config_file(name: str, setting: str) -> dict[str, Any]:
     path, _, variant = name.partition(":")
     if not (ROOT / path).is_file():
         raise FileNotFoundError(f"{setting}={name}: {ROOT / path} does not exist")
+    _check_variant(str(ROOT / name))
     get_config = runpy.run_path(str(ROOT / path))["get_config"]
     return get_config(*([variant] if variant else [])).to_dict()

@@ -40,6 +40,22 @@ def workdir(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("shapes.py:quik", "choose from quick, tuned, pretrained, full, study"),
+        ("coco_fid30k.py:x", "choose from inception, offline"),
+        ("icons.py:quick", "has no variants: leave out :quick"),
+    ],
+)
+def test_variants_that_a_protocol_lacks_are_one_line(tmp_path, config, message):
+    done = launch(
+        *("evaluate.py", "--config", f"configs/eval/{config}", "--workdir", tmp_path)
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert config in done.stderr and message in done.stderr
+
+
 def test_mistakes_end_in_one_line_that_says_the_mend(workdir, tmp_path):
     sample = ("sample.py", "--workdir", workdir)
     picture = ("--image", workdir / "red.png")

@@ -14,9 +14,11 @@ put `annotations/instances_val2014.json` there, and CHAIR's list of words as
 
 from ml_collections import ConfigDict
 
+VARIANTS = {"captions": (), "hallucination": ("hallucination",)}
+
 
 def get_config(variant: str = "captions") -> ConfigDict:
-    metrics = {"captions": (), "hallucination": ("hallucination",)}[variant]
+    metrics = VARIANTS[variant]
     return ConfigDict(
         {
             "name": "coco_caption" + ":hallucination" * bool(metrics),

@@ -16,12 +16,15 @@ the defaults of its authors' script.
 
 from ml_collections import ConfigDict
 
+# Features of pictures, and what is scored by them.
+VARIANTS = {
+    "inception": ("inception", ("fid", "inception_score", "precision_recall")),
+    "offline": ("efficientnet_lite0", ("fid", "precision_recall")),
+}
+
 
 def get_config(variant: str = "inception") -> ConfigDict:
-    features, scores = {
-        "inception": ("inception", ("fid", "inception_score", "precision_recall")),
-        "offline": ("efficientnet_lite0", ("fid", "precision_recall")),
-    }[variant]
+    features, scores = VARIANTS[variant]
     return ConfigDict(
         {
             "name": "coco_fid30k" + ":offline" * (variant == "offline"),

@@ -16,11 +16,14 @@ from ml_collections import ConfigDict
 DATA = {"15911c72300c test[:2000]": "979df37d64e8"}
 
 
+VARIANTS = {
+    "retrieval": ("entity", "retrieve", "likelihood"),
+    "baseline": ("entity", "likelihood"),
+}
+
+
 def get_config(variant: str = "retrieval") -> ConfigDict:
-    tasks = {
-        "retrieval": ("entity", "retrieve", "likelihood"),
-        "baseline": ("entity", "likelihood"),
-    }[variant]
+    tasks = VARIANTS[variant]
     return ConfigDict(
         {
             "name": f"entities:{variant}",

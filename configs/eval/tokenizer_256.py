@@ -11,9 +11,12 @@ paper gives no number for its tokenizer.
 
 from ml_collections import ConfigDict
 
+# Features of pictures.
+VARIANTS = {"inception": "inception", "offline": "efficientnet_lite0"}
+
 
 def get_config(variant: str = "inception") -> ConfigDict:
-    features = {"inception": "inception", "offline": "efficientnet_lite0"}[variant]
+    features = VARIANTS[variant]
     return ConfigDict(
         {
             "name": "tokenizer_256" + ":offline" * (variant == "offline"),

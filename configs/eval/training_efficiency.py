@@ -11,9 +11,11 @@ any (`configs/shapes.py:study`).
 
 from ml_collections import ConfigDict
 
+VARIANTS = {"nats": "pairs", "entities": "entities"}  # worlds
+
 
 def get_config(variant: str = "nats") -> ConfigDict:
-    world = {"nats": "pairs", "entities": "entities"}[variant]
+    world = VARIANTS[variant]
     return ConfigDict(
         {
             "name": f"training_efficiency:{variant}",

@@ -9,12 +9,14 @@ writes `samples/…/texts@0.json`, to be handed in there.
 
 from ml_collections import ConfigDict
 
+VARIANTS = {
+    "val": ("vqa2", 214_354, ("vqa_accuracy",)),
+    "test_dev": ("vqa2_test_dev", 107_394, ()),
+}
+
 
 def get_config(variant: str = "val") -> ConfigDict:
-    name, count, metrics = {
-        "val": ("vqa2", 214_354, ("vqa_accuracy",)),
-        "test_dev": ("vqa2_test_dev", 107_394, ()),
-    }[variant]
+    name, count, metrics = VARIANTS[variant]
     return ConfigDict(
         {
             "name": name,
