@@ -11,7 +11,15 @@ from PIL import Image as Pillow
 from cm3leon_jax import config
 from cm3leon_jax.data import shapes as world
 from cm3leon_jax.data import sources
-from cm3leon_jax.evaluation import compare, filling, kept, pairs, protocol, shapes
+from cm3leon_jax.evaluation import (
+    compare,
+    filling,
+    hallucination,
+    kept,
+    pairs,
+    protocol,
+    shapes,
+)
 from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import SamplingConfig
@@ -281,6 +289,30 @@ def test_what_is_no_number_is_never_a_result(workdir, bad):
     with pytest.raises(ValueError, match="draw/count is .* no result is written"):
         protocol.run_protocol(workdir, "pretrain", PROTOCOL, {"draw": broken})
     assert not list(workdir.glob("eval/*"))
+
+
+@pytest.mark.parametrize("part", ["decoder", "image tokenizer"])
+def test_weights_that_are_no_numbers_are_never_measured(workdir, monkeypatch, part):
+    model = protocol.CM3Leon.load()
+    weights = {"a": np.ones(3, np.float16), "b": np.array([1.0, np.nan], np.float32)}
+    whole, broken = {"a": weights["a"], "n": np.ones(2, np.int32)}, weights
+    model.decoder = broken if part == "decoder" else whole
+    image = SimpleNamespace(model=whole if part == "decoder" else broken)
+    model.codec = SimpleNamespace(image=image)
+    with pytest.raises(ValueError, match=rf"pretrain: the {part} has .*\['b'\]"):
+        run(workdir, PROTOCOL)
+    assert not list(workdir.glob("eval/*"))
+    broken["b"] = np.ones(2, np.float32)
+    assert run(workdir, PROTOCOL)
+
+
+def test_a_rate_of_nothing_is_no_score(workdir):
+    def silent(_, documents, seed):
+        said = hallucination.scores([set(), set()], [{"star"}, {"moon"}])
+        return Outcome(said)
+
+    made = protocol.run_protocol(workdir, "pretrain", PROTOCOL, {"draw": silent})
+    assert set(made["scores"]) == {"draw/hallucinated_captions", "draw/named"}
 
 
 class Drawing:

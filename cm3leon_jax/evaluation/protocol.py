@@ -13,7 +13,6 @@ share, and all read what all have written.
 """
 
 import dataclasses
-import io
 import json
 import math
 import platform
@@ -27,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image as Pillow
 
@@ -35,10 +35,9 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.codec import load_image_tokenizer
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.sources import ENOUGH, read_documents
-from cm3leon_jax.evaluation import contact_sheet
-from cm3leon_jax.evaluation.contact_sheet import Card
-from cm3leon_jax.evaluation.kept import Kept, Parts, digest, write_bytes
-from cm3leon_jax.evaluation.page import FAILURES, stage_hash
+from cm3leon_jax.evaluation import written
+from cm3leon_jax.evaluation.kept import Kept, Parts, digest
+from cm3leon_jax.evaluation.page import stage_hash
 from cm3leon_jax.evaluation.public_sets import PublicConfig
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.distributed import together
@@ -190,8 +189,8 @@ def run_protocol(
     that of the checkpoint, which a run may not have saved. `encoder` compares texts
     with pictures in place of the system's own. `overwrite`: what an interrupted run
     has left is thrown away. Raises ValueError for a task that the world
-    does not have, a split with hardly any documents, data of another hash, and scores
-    that are no numbers.
+    does not have, a split with hardly any documents, data of another hash, and weights
+    or scores that are no numbers.
     """
     start = time.monotonic()
     unknown = set(protocol.tasks) - set(evaluators)
@@ -219,6 +218,7 @@ def run_protocol(
         model = CM3Leon.load(workdir, checkpoint, mesh=mesh, decoder=decoder)
         if encoder is not None:
             model.context.encoder = encoder  # it chooses among candidates too
+    _check_finite(model, f"{workdir}, checkpoint {checkpoint}")
     samples = workdir / "samples" / path.stem
     folder, _, named = checkpoint.partition("@")
     step = int(named) if named else latest_step(workdir / folder)
@@ -251,6 +251,7 @@ def run_protocol(
         measure[1:] if measure.startswith("/") else f"{task}/{measure}": score
         for task, outcome in outcomes.items()
         for measure, score in outcome.scores.items()
+        if score["n"]  # a rate of nothing is neither good nor bad
     }
     for key, score in scores.items():
         if not all(math.isfinite(value) for value in score.values()):
@@ -265,10 +266,30 @@ def run_protocol(
         "scores": scores,
     }
     if jax.process_index() == 0:
-        _write(path, samples, result, outcomes, protocol.shown)
+        written.result(path, samples, result, outcomes, protocol.shown)
         shutil.rmtree(parts.folder, ignore_errors=True)
     together("evaluation ends")
     return json.loads(path.read_text())  # as whoever reads the file finds it
+
+
+def _check_finite(model: Any, place: str) -> None:
+    """ValueError where a weight is none: pictures and texts would come of it as well,
+    and some scores would call them perfect."""
+    image = getattr(getattr(model, "codec", None), "image", None)
+    parts = {
+        "the decoder": getattr(model, "decoder", None),
+        "the image tokenizer": getattr(image, "model", None),
+    }
+    for name, part in parts.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not _finite(leaf):
+                raise ValueError(
+                    f"{place}: {name} has numbers that are not finite "
+                    f"({jax.tree_util.keystr(path)}): nothing is measured by it"
+                )
+
+
+_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 
 def data_key(workdir: Path, split: str, count: int) -> str | None:
@@ -332,61 +353,10 @@ def _chosen(
     return examples[: protocol.documents]
 
 
-def _write(
-    path: Path,
-    samples: Path,
-    result: dict[str, Any],
-    outcomes: dict[str, Outcome],
-    shown: int,
-) -> None:
-    for task, outcome in outcomes.items():
-        failures = [s for s in outcome.samples[shown:] if s.ok is False]
-        for name, some in ((task, outcome.samples), (f"{task}{FAILURES}", failures)):
-            shutil.rmtree(samples / name, ignore_errors=True)
-            write_samples(samples / name, some[:shown])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draws: dict[str, Any] = {
-        key: score.draws.astype(np.float32)
-        for key, score in result["scores"].items()
-        if isinstance(score, Interval)
-    }
-    # A kill before the result's own file leaves draws that are not of the old one.
-    np.savez_compressed(file := io.BytesIO(), of=digest(result), **draws)
-    write_bytes(path.with_suffix(".npz"), file.getvalue())
-    configs.write_whole(path, json.dumps(result, indent=1))
-
-
 def result_file(workdir: Path, protocol: Protocol, checkpoint: str) -> Path:
     """Where the result of a protocol lies; its samples lie under the same name."""
     name = f"{protocol.name}-{protocol.hash[:6]}.{checkpoint}.json"
     return workdir / "eval" / re.sub(r"[^\w.@-]", "-", name)
-
-
-def write_samples(directory: Path, samples: Sequence[Sample]) -> None:
-    """PNG files, `index.jsonl` and all on one `sheet.png` in a new folder; none where
-    there is no sample."""
-    if not samples:
-        return
-    directory.mkdir(parents=True)
-    lines = []
-    for i, sample in enumerate(samples):
-        files = {}
-        for label, picture in sample.pictures.items():
-            files[label] = f"{i:03d}-{label.replace(' ', '_')}.png"
-            picture.save(directory / files[label])
-        line = {"prompt": sample.text, "pictures": files}
-        lines.append(line | {"ok": sample.ok, "note": sample.note})
-    index = "".join(json.dumps(line) + "\n" for line in lines)
-    (directory / "index.jsonl").write_text(index)
-    cards = [
-        Card(
-            str(i),
-            sample.text or sample.note,
-            [(k, np.asarray(x.convert("RGB"))) for k, x in sample.pictures.items()],
-        )
-        for i, sample in enumerate(samples)
-    ]
-    contact_sheet.picture(cards).save(directory / "sheet.png")
 
 
 def hardware() -> str:
