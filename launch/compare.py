@@ -5,7 +5,8 @@
     python launch/compare.py runs/full/eval/shapes-pretrained-*.json --out both.html
 
 Prints the table as Markdown; `--out` writes it as .md, .html or .json too. Every result
-is compared with the first. Results of other protocols or other data are refused.
+is compared with the first. Results of other protocols or other data are refused, also
+of other memory banks, unless that is what is compared: `--allow bank`.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+_MAY = ("encoder", "bank")  # differ
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -22,12 +25,13 @@ def main() -> None:
     )
     parser.add_argument("results", nargs="+", help="files eval/NAME.CHECKPOINT.json")
     parser.add_argument("--out", type=Path, action="append", default=[])
+    parser.add_argument("--allow", choices=_MAY, action="append", default=[])
     given = parser.parse_intermixed_args()
     from cm3leon_jax.evaluation import compare
 
     try:
         results = compare.read_all(given.results)
-        compare.check(results)
+        compare.check(results, given.allow)
         for path in given.out:
             compare.write(results, path)
     except (ValueError, OSError) as error:

@@ -81,15 +81,21 @@ def test_chance_is_rarely_called_a_difference():
         ({"protocol_hash": "other"}, "different protocols"),
         ({"data_hash": "other"}, "different data"),
         ({"encoder": "clip-0"}, "different encoders"),
+        ({"bank": "other"}, "different memory banks"),
     ],
 )
 def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, message):
     a, b = samples
-    files = result(tmp_path, "one", {"t/a": a}), result(tmp_path, "two", {"t/a": b})
-    other = result(tmp_path, "three", {"t/a": b}, **change)
+    files = [
+        result(tmp_path, "a", {"t/a": a}, bank="b"),
+        result(tmp_path, "b", {"t/a": b}, bank="b"),
+    ]
+    files.append(result(tmp_path, "c", {"t/a": b}))  # does not say its bank
+    other = result(tmp_path, "three", {"t/a": b}, **{"bank": "b"} | change)
     compare.check([compare.read(file) for file in files])
     with pytest.raises(ValueError, match=message):
         compare.check([compare.read(file) for file in (*files, other)])
+    compare.check([compare.read(file) for file in (*files, other)], list(change))
     with pytest.raises(ValueError, match="give two or more"):
         compare.check([compare.read(other)])
     broken = tmp_path / "x.json"

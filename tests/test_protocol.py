@@ -315,6 +315,20 @@ def test_a_rate_of_nothing_is_no_score(workdir):
     assert set(made["scores"]) == {"draw/hallucinated_captions", "draw/named"}
 
 
+def test_another_memory_bank_is_asked_anew_and_said(workdir):
+    model, asked, made = protocol.CM3Leon.load(), set(), []
+
+    def drawn(model, documents, seed):
+        asked.add(model.identity)
+        return draw(model, documents, seed)
+
+    for ids in (["a", "b"], ["a", "c"]):
+        model.memory = SimpleNamespace(ids=ids)
+        arguments = workdir, "pretrain", PROTOCOL, {"draw": drawn}
+        made.append(protocol.run_protocol(*arguments))
+    assert made[0]["bank"] != made[1]["bank"] and len(asked) == 2
+
+
 class Drawing:
     """A model that counts what it is asked for, and breaks when it is told to."""
 

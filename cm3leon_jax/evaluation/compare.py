@@ -28,6 +28,14 @@ from cm3leon_jax.evaluation.report import STYLE
 
 SURE = 0.05
 _NEEDED = {"protocol", "protocol_hash", "config", "config_hash", "scores"}
+# What results must agree in; some of it a system lacks, or an older result.
+SAME = {
+    "protocol_hash": "protocols",
+    "data_hash": "data",
+    "encoder": "encoders",
+    "bank": "memory banks",
+}
+_UNSAID = ("bank",)
 _SIGMAS = 2 * 1.959964  # that a 95 % interval is wide
 # Scores of which less is better, by the first word of the measure.
 LOWER = (
@@ -101,25 +109,30 @@ def read_all(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     return [x | {"name": name} for x, name in zip(results, names, strict=True)]
 
 
-def check(results: Sequence[Mapping[str, Any]]) -> None:
-    """ValueError unless all are of one protocol and the same data."""
+def check(results: Sequence[Mapping[str, Any]], allowed: Sequence[str] = ()) -> None:
+    """ValueError unless all are of one protocol and the same data, and agree in the
+    rest of `SAME` as far as they say it, but for what is `allowed` to differ."""
     if len(results) < 2:
         raise ValueError("one result has nothing to be compared with: give two or more")
     first = results[0]
     for other in results[1:]:
-        for key, what in (
-            ("protocol_hash", "protocols"),
-            ("data_hash", "data"),
-            ("encoder", "encoders"),
-        ):
+        for key, what in SAME.items():
             a, b = first.get(key), other.get(key)
-            if a != b:
+            unsaid = key in _UNSAID and None in (a, b)
+            if key not in allowed and not unsaid and _differ(a, b):
                 raise ValueError(
                     f"results of different {what} cannot be compared: "
                     f"{first['name']} has {key} {a} ({first.get('protocol')}), "
                     f"{other['name']} has {b} ({other.get('protocol')}); measure both "
                     "by one protocol on the same documents"
                 )
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Of sections, whether what both have differs: settings come to be."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return any(_differ(a[key], b[key]) for key in a.keys() & b.keys())
+    return a != b
 
 
 def difference(

@@ -237,6 +237,8 @@ def run_protocol(
     }
     if encoder is not None:
         result["encoder"] = encoder.name
+    if (memory := getattr(model, "memory", None)) is not None:
+        result["bank"] = digest(memory.ids)
     saved = workdir / folder / "checkpoints" / str(step)
     identity = digest([result, saved.stat().st_mtime_ns if saved.is_dir() else None])
     parts = Parts(samples.with_name(f"{samples.name}.parts"))
