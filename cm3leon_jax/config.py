@@ -187,7 +187,7 @@ def read_json(path: Path, mend: str) -> Any:
         raise ValueError(f"{path} is damaged ({error}): {mend}") from error
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file (and its folder) so that it is never seen in part.
 
     A kill or a full disk leaves what was there before.
@@ -195,7 +195,8 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text)
+        data = content if isinstance(content, bytes) else content.encode()
+        partial.write_bytes(data)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -87,11 +87,13 @@ def test_chance_is_rarely_called_a_difference():
 def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, message):
     a, b = samples
     files = [
-        result(tmp_path, "a", {"t/a": a}, bank="b"),
-        result(tmp_path, "b", {"t/a": b}, bank="b"),
+        result(tmp_path, "a", {"t/a": a}, bank="b", examples={"t": "x"}),
+        result(tmp_path, "b", {"t/a": b}, bank="b", examples={"t": "x"}),
     ]
     files.append(result(tmp_path, "c", {"t/a": b}))  # does not say its bank
-    other = result(tmp_path, "three", {"t/a": b}, **{"bank": "b"} | change)
+    other = result(
+        tmp_path, "three", {"t/a": b}, **{"bank": "b", "examples": {"t": "x"}} | change
+    )
     compare.check([compare.read(file) for file in files])
     with pytest.raises(ValueError, match=message):
         compare.check([compare.read(file) for file in (*files, other)])
@@ -101,7 +103,7 @@ def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, m
     broken = tmp_path / "x.json"
     for text in ("[]", '{"scores": {}}'):
         broken.write_text(text)
-        with pytest.raises(ValueError, match="no result .* it has no config"):
+        with pytest.raises(ValueError, match="no result .*: no config"):
             compare.read(broken)
 
 
@@ -128,8 +130,8 @@ def test_results_have_names_of_their_own(tmp_path, samples):
     assert set(compare.summary(read)["t/a"]) == {"b/w pretrain", "c/w pretrain"}
     copy = files[0].with_name("old.json")
     copy.write_bytes(files[0].read_bytes())
-    names = [x["name"] for x in compare.read_all([files[0], copy])]
-    assert [name.rpartition("/")[2] for name in names] == [files[0].name, copy.name]
+    with pytest.raises(ValueError, match="given twice"):
+        compare.check(compare.read_all([files[0], copy]))
 
 
 @pytest.mark.parametrize("key", ["caption/empty@0", "t/fid@2", "likelihood/nats@0"])
@@ -166,6 +168,13 @@ def test_an_interval_that_is_cut_off_at_0_is_as_wide_as_its_spread():
     found = compare.difference("t/fid", plain(**{"t/fid": a}), plain(**{"t/fid": b}))
     deviation = 3.2 * (2 / 10) ** 0.5
     assert found.high - found.low == pytest.approx(2 * 1.959964 * deviation)
+
+
+def test_scores_of_fewer_rows_are_no_pairs(samples):
+    scores = [interval(samples[0][:n], np.mean, n) for n in (300, 300, 299)]
+    read = [plain({"a": s.draws}, a=s) for s in scores]
+    assert compare.difference("a", *read[:2]).paired
+    assert not compare.difference("a", read[0], read[2]).paired
 
 
 def test_the_command_writes_the_table_in_every_form(tmp_path, samples):

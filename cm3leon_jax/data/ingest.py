@@ -88,7 +88,8 @@ def prepare(
         results[split] |= {"rejected": reasons(rejected), "seconds": seconds}
     write_whole(directory / SUMMARY, json.dumps(described, indent=1))
     for split, counts in results.items():
-        sources.write_json(done[split], counts | {"made_from": made_from[split]})
+        said = counts | {"made_from": made_from[split]}
+        write_whole(done[split], json.dumps(said))
     shutil.rmtree(job.directory)
     return results
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+from cm3leon_jax.config import write_whole
 from cm3leon_jax.data import entities, files, icons, parts, shapes, tables, tfds_sets
 from cm3leon_jax.data.documents import (
     Document,
@@ -86,7 +87,7 @@ def prepare(
             counts, skipped = _write_split(found, directory, split, limit)
             log_skipped(directory / "skipped.jsonl", split, skipped)
             judge(directory, split, counts["documents"], limit, skipped)
-            write_json(done, counts | {"made_from": made_from})
+            write_whole(done, json.dumps(counts | {"made_from": made_from}))
         summary[split] = counts
     return summary
 
@@ -168,15 +169,7 @@ def log_skipped(path: Path, split: str, skipped: list[Skipped]) -> None:
     lines = path.read_text().splitlines() if path.is_file() else []
     lines = [line for line in lines if json.loads(line)["split"] != split]
     lines += [json.dumps({"split": split, **vars(item)}) for item in skipped]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in lines))
-    partial.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value))
-    partial.replace(path)
+    write_whole(path, "".join(line + "\n" for line in lines))
 
 
 class StoredDocuments(Sequence[Document]):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from cm3leon_jax.data.documents import Document, Image, Mask, Segment, Text
-from cm3leon_jax.data.task_templates import BREAK, FIELD, TASKS, Task
+from cm3leon_jax.data.task_templates import BREAK, FIELD, Task, known
 
 Order = Literal["cm3", "autoregressive"]
 Box = Sequence[int]  # x0, y0, x1, y1 in pixels
@@ -37,13 +37,6 @@ class Hole:
 
     before: str
     after: str
-
-
-def known(name: str) -> Task:
-    """A task by its name; ValueError with all names for one that does not exist."""
-    if name not in TASKS:
-        raise ValueError(f"no task {name!r}: choose from {', '.join(TASKS)}")
-    return TASKS[name]
 
 
 def fill(

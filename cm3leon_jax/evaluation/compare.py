@@ -1,15 +1,16 @@
 """Results of one protocol side by side, with what of the differences is chance.
 
 Every result is compared with the first. Where both have kept the draws of their
-bootstrap (`eval/NAME.npz`), which are of the same clusters of the same data, the
-difference is taken draw by draw: a paired bootstrap. Elsewhere the two are taken for
-independent and normal, and their spread is read from their intervals.
+bootstrap (`eval/NAME.npz`), and those are of as many examples, the difference is taken
+draw by draw: a paired bootstrap. Elsewhere the two are taken for independent and
+normal, and their spread is read from their intervals.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cm3leon_jax.config import read_json
+from cm3leon_jax.config import read_json, write_whole
 from cm3leon_jax.evaluation.frechet import PARTS
 from cm3leon_jax.evaluation.kept import digest
 from cm3leon_jax.evaluation.page import table
@@ -28,26 +29,12 @@ from cm3leon_jax.evaluation.report import STYLE
 
 SURE = 0.05
 _NEEDED = {"protocol", "protocol_hash", "config", "config_hash", "scores"}
-# What results must agree in; some of it a system lacks, or an older result.
-SAME = {
-    "protocol_hash": "protocols",
-    "data_hash": "data",
-    "encoder": "encoders",
-    "bank": "memory banks",
-}
-_UNSAID = ("bank",)
+# What results must agree in; the second a system lacks, or an older result.
+SAME = {"protocol_hash": "protocols", "data_hash": "data", "encoder": "encoders"}
+_IF_SAID = {"bank": "memory banks"}
 _SIGMAS = 2 * 1.959964  # that a 95 % interval is wide
 # Scores of which less is better, by the first word of the measure.
-LOWER = (
-    "fid",
-    "rfid",
-    "frechet",
-    "nats",
-    "perplexity",
-    "hallucination",
-    "hallucinated",
-    "empty",
-)
+LOWER = ("fid", "rfid", "frechet", "nats", "perplexity", "hallucinat", "empty")
 
 
 @dataclass(frozen=True)
@@ -73,20 +60,15 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     result = read_json(path, "evaluate again")
-    missing = _NEEDED - set(result if isinstance(result, dict) else ())
-    if missing:
-        raise ValueError(
-            f"{path} is no result of launch/evaluate.py: it has no {min(missing)}"
-        )
+    if missing := _NEEDED - set(result if isinstance(result, dict) else ()):
+        raise ValueError(f"{path} is no result of evaluate.py: no {min(missing)}")
     draws = {}
     if (kept := path.with_suffix(".npz")).is_file():
         try:
             with kept.open("rb") as file, np.load(file) as arrays:
                 draws = {key: arrays[key] for key in arrays.files}
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(
-                f"{kept} is damaged ({error}): delete it, or evaluate again"
-            ) from error
+            raise ValueError(f"{kept} is damaged ({error}): delete it") from error
     of = draws.pop("of", None)  # None: they are older than this entry
     if of is not None and of != digest(result):
         draws = {}
@@ -94,45 +76,34 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def read_all(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Results under names that differ: by as many folders as that takes."""
+    """Results, named by their work directories from where those part."""
     results = [read(path) for path in paths]
-    places = [Path(path).resolve().parts for path in paths]
-    for depth in range(1, max(map(len, places))):
-        names = [
-            f"{'/'.join(place[-2 - depth : -2])} {result.get('checkpoint', '')}"
-            for place, result in zip(places, results, strict=True)
-        ]
-        if len(set(names)) == len(names):
-            break
-    else:  # copies in one folder
-        names = [str(Path(*place)) for place in places]
-    return [x | {"name": name} for x, name in zip(results, names, strict=True)]
+    places = [Path(path).resolve().parent.parent for path in paths]
+    root = os.path.commonpath([place.parent for place in places])
+    for result, place in zip(results, places, strict=True):
+        result["name"] = f"{place.relative_to(root)} {result.get('checkpoint', '')}"
+    return results
 
 
 def check(results: Sequence[Mapping[str, Any]], allowed: Sequence[str] = ()) -> None:
     """ValueError unless all are of one protocol and the same data, and agree in the
-    rest of `SAME` as far as they say it, but for what is `allowed` to differ."""
+    rest as far as they say it, but for what is `allowed` to differ."""
     if len(results) < 2:
         raise ValueError("one result has nothing to be compared with: give two or more")
+    if len({result["name"] for result in results}) < len(results):
+        raise ValueError("a checkpoint is given twice: compare it with others")
     first = results[0]
     for other in results[1:]:
-        for key, what in SAME.items():
+        for key, what in (SAME | _IF_SAID).items():
             a, b = first.get(key), other.get(key)
-            unsaid = key in _UNSAID and None in (a, b)
-            if key not in allowed and not unsaid and _differ(a, b):
+            unsaid = key in _IF_SAID and None in (a, b)
+            if key not in allowed and not unsaid and a != b:
                 raise ValueError(
                     f"results of different {what} cannot be compared: "
                     f"{first['name']} has {key} {a} ({first.get('protocol')}), "
-                    f"{other['name']} has {b} ({other.get('protocol')}); measure both "
-                    "by one protocol on the same documents"
+                    f"{other['name']} has {b} ({other.get('protocol')}); "
+                    "measure both by one protocol on the same documents"
                 )
-
-
-def _differ(a: Any, b: Any) -> bool:
-    """Of sections, whether what both have differs: settings come to be."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return any(_differ(a[key], b[key]) for key in a.keys() & b.keys())
-    return a != b
 
 
 def difference(
@@ -143,11 +114,10 @@ def difference(
     if a is None or b is None:
         return None
     gap = b["value"] - a["value"]
-    before, after = (result["draws"].get(key) for result in (first, other))
-    paired = False
-    if before is not None and after is not None and len(before) == len(after):
-        paired = True
-        gaps = after.astype(np.float64) - before
+    both = [x["draws"][key] for x in (first, other) if key in x["draws"]]
+    paired = len(both) == 2 and all(a.get(x) == b.get(x) for x in ("n", "clusters"))
+    if paired:
+        gaps = both[1].astype(np.float64) - both[0]
         low, high = np.quantile(gaps, (0.025, 0.975))
         # The share of draws on the other side, with those exactly between.
         tail = min((gaps <= 0).mean(), (gaps >= 0).mean())
@@ -167,11 +137,9 @@ def difference(
 
 
 def _deviation(score: Mapping[str, float]) -> float:
-    """Of a score's value; an interval may be cut off at 0, where there is a spread over
-    subsets that is not."""
-    if "spread" in score:
-        return score["spread"] / math.sqrt(PARTS)
-    return (score["high"] - score["low"]) / _SIGMAS
+    """Of a value: by the spread over subsets, as its interval may be cut off at 0."""
+    wide = (score["high"] - score["low"]) / _SIGMAS
+    return score["spread"] / math.sqrt(PARTS) if "spread" in score else wide
 
 
 def lower_is_better(key: str) -> bool:
@@ -218,15 +186,11 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def write(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """By the ending of the file: .md, .html or .json."""
-    forms = {".md": markdown, ".html": page}
-    if path.suffix == ".json":
-        text = json.dumps(summary(results), indent=1)
-    elif path.suffix in forms:
-        text = forms[path.suffix](results)
-    else:
+    if path.suffix not in (".md", ".html", ".json"):
         raise ValueError(f"{path}: a comparison is written as .md, .html or .json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    form = {".md": markdown, ".html": page}.get(path.suffix)
+    text = form(results) if form else json.dumps(summary(results), indent=1)
+    write_whole(path, text)
 
 
 def _keys(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -270,10 +234,8 @@ def _about(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _legend(results: Sequence[Mapping[str, Any]]) -> str:
-    others = {json.dumps(result.get("sampling"), sort_keys=True) for result in results}
     return (
         f"Values with 95 % intervals. Better or worse than {results[0]['name']} where "
         f"p < {SURE} (two-sided; of {len(_keys(results))} scores some are by chance), "
         "≈ where not; by a paired bootstrap unless it says unpaired."
-        + (" Their configs sample differently." if len(others) > 1 else "")
     )

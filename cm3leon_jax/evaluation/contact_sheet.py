@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -158,3 +159,23 @@ def picture(sheet: Sequence[Card]) -> Pillow.Image:
         for k, line in enumerate(lines):
             draw.text((left, top + _SIDE + 2 + k * _LINE), line, "black", font)
     return made
+
+
+def write(directory: Path, samples: Sequence[Any]) -> None:
+    """`Sample`s as PNG files, `index.jsonl` and all on one `sheet.png` in a new folder;
+    none where there is no sample."""
+    if not samples:
+        return
+    directory.mkdir(parents=True)
+    lines, cards = [], []
+    for i, sample in enumerate(samples):
+        files, shown = {}, []
+        for label, image in sample.pictures.items():
+            files[label] = f"{i:03d}-{label.replace(' ', '_')}.png"
+            image.save(directory / files[label])
+            shown.append((label, np.asarray(image.convert("RGB"))))
+        line = {"prompt": sample.text, "pictures": files}
+        lines.append(json.dumps(line | {"ok": sample.ok, "note": sample.note}) + "\n")
+        cards.append(Card(str(i), sample.text or sample.note, shown))
+    (directory / "index.jsonl").write_text("".join(lines))
+    picture(cards).save(directory / "sheet.png")

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import io
-import os
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import tqdm
 from PIL import Image as Pillow
 
+from cm3leon_jax.config import write_whole
 from cm3leon_jax.data.documents import Document, from_bytes, to_bytes
 from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.retrieval.embed import Embedder
@@ -58,7 +59,8 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         update(np.ascontiguousarray(value).tobytes())
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         update(type(value).__name__.encode())
-        _feed(update, {f.name: getattr(value, f.name) for f in _fields(value)})
+        names = [field.name for field in dataclasses.fields(value)]
+        _feed(update, {name: getattr(value, name) for name in names})
     elif isinstance(value, Mapping):
         update(f"{{{len(value)}".encode())
         for key in sorted(value, key=str):
@@ -70,10 +72,6 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
             _feed(update, item)
     else:
         update(f"{value!r},".encode())
-
-
-def _fields(value: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(value)
 
 
 def pack(value: Any) -> bytes:
@@ -132,7 +130,7 @@ class Parts:
         missing = [i for i in range(index, len(files), count) if not files[i].is_file()]
         bar = tqdm.tqdm(missing, name, disable=None, leave=False, delay=1)
         for i in bar:
-            write_bytes(files[i], pack(work(i)))
+            write_whole(files[i], pack(work(i)))
         together(name)
         for file in files:
             try:
@@ -143,15 +141,14 @@ class Parts:
                 ) from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_result(path: Path, found: dict[str, Any]) -> None:
+    """A result and, beside it, the draws of its bootstrap; they say which result they
+    are of: a kill may leave the old one beside new draws."""
+    drawn = {k: x for k, x in found["scores"].items() if hasattr(x, "draws")}
+    arrays: dict[str, Any] = {k: x.draws.astype(np.float32) for k, x in drawn.items()}
+    np.savez_compressed(file := io.BytesIO(), of=digest(found), **arrays)
+    write_whole(path.with_suffix(".npz"), file.getvalue())
+    write_whole(path, json.dumps(found, indent=1))
 
 
 class Kept:

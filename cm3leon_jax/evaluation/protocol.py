@@ -35,9 +35,9 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.codec import load_image_tokenizer
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.sources import ENOUGH, read_documents
-from cm3leon_jax.evaluation import written
-from cm3leon_jax.evaluation.kept import Kept, Parts, digest
-from cm3leon_jax.evaluation.page import stage_hash
+from cm3leon_jax.evaluation import contact_sheet
+from cm3leon_jax.evaluation.kept import Kept, Parts, digest, write_result
+from cm3leon_jax.evaluation.page import FAILURES, stage_hash
 from cm3leon_jax.evaluation.public_sets import PublicConfig
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.distributed import together
@@ -130,7 +130,7 @@ def interval(
     statistic: Callable[[np.ndarray], float],
     n: int,
     clusters: Sequence[Hashable] | None = None,
-) -> Interval:
+) -> Score:
     """`statistic` of `values` [M, …] with its 95 % bootstrap interval over the rows.
 
     `n` is the number of things counted (objects, pictures), for the reader. Rows of
@@ -268,30 +268,29 @@ def run_protocol(
         "scores": scores,
     }
     if jax.process_index() == 0:
-        written.result(path, samples, result, outcomes, protocol.shown)
+        for task, outcome in outcomes.items():
+            more = [s for s in outcome.samples[protocol.shown :] if s.ok is False]
+            for name, some in ((task, outcome.samples), (f"{task}{FAILURES}", more)):
+                shutil.rmtree(samples / name, ignore_errors=True)
+                contact_sheet.write(samples / name, some[: protocol.shown])
+        write_result(path, result)
         shutil.rmtree(parts.folder, ignore_errors=True)
     together("evaluation ends")
     return json.loads(path.read_text())  # as whoever reads the file finds it
 
 
 def _check_finite(model: Any, place: str) -> None:
-    """ValueError where a weight is none: pictures and texts would come of it as well,
+    """ValueError where a weight is not: pictures and texts would come of it as well,
     and some scores would call them perfect."""
     image = getattr(getattr(model, "codec", None), "image", None)
-    parts = {
-        "the decoder": getattr(model, "decoder", None),
-        "the image tokenizer": getattr(image, "model", None),
-    }
-    for name, part in parts.items():
+    for part in (getattr(model, "decoder", None), getattr(image, "model", None)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not _finite(leaf):
+            real = jnp.issubdtype(leaf.dtype, jnp.inexact)
+            if real and not jnp.isfinite(leaf).all():
                 raise ValueError(
-                    f"{place}: {name} has numbers that are not finite "
-                    f"({jax.tree_util.keystr(path)}): nothing is measured by it"
+                    f"{place}: {type(part).__name__}{jax.tree_util.keystr(path)} is "
+                    "not finite: nothing is measured by it"
                 )
-
-
-_finite = jax.jit(lambda x: jnp.isfinite(x).all())
 
 
 def data_key(workdir: Path, split: str, count: int) -> str | None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as Pillow
-from scipy.sparse import csr_array
 
 from cm3leon_jax.evaluation import (
     clip_scores,
@@ -21,7 +20,7 @@ from cm3leon_jax.evaluation.precision_recall import Batches
 from cm3leon_jax.evaluation.protocol import Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.public_job import Job
 from cm3leon_jax.evaluation.public_sets import Example
-from cm3leon_jax.evaluation.reconstruction import psnr, ssim, use_of
+from cm3leon_jax.evaluation.reconstruction import code_use, psnr, ssim
 from cm3leon_jax.retrieval.embed import Embedder
 
 
@@ -145,7 +144,7 @@ def reconstruction(job: Job) -> Outcome:
         found: dict[str, Any] = {
             "psnr": psnr(originals, made),
             "ssim": ssim(originals, made),
-            "codes": codes.reshape(len(codes), -1),
+            "codes": np.bincount(codes.ravel(), minlength=tokenizer.codebook),
             "shown": [Pillow.fromarray(made[i]) for i in job.shown(own)],
         }
         if "fid" in metrics:
@@ -153,12 +152,14 @@ def reconstruction(job: Job) -> Outcome:
         return found
 
     def run(key: str) -> Iterator[np.ndarray]:
-        return (part[key] for part in job.parts("pictures and codes", work))
+        return (part[key] for part in job.parts("reconstructions", work))
 
     values = {key: np.concatenate([*run(key)]) for key in ("psnr", "ssim")}
     scores = {key: interval(x, np.mean, len(x)) for key, x in values.items()}
-    used = code_scores(np.concatenate([*run("codes")]), tokenizer.codebook)
-    scores |= {f"codes_{key}": score for key, score in used.items()}
+    counts, n = np.sum([*run("codes")], axis=0), len(job.examples)
+    codes = np.repeat(np.arange(len(counts)), counts)
+    for key, value in code_use(codes, len(counts)).items():
+        scores[f"codes_{key}"] = {"value": value, "low": value, "high": value, "n": n}
     if "fid" in metrics:
         found = Real(job, {"fid"}, lambda: run("real")).compared(lambda: run("made"))
         scores |= {"r" * (key == "fid") + key: score for key, score in found.items()}
@@ -176,24 +177,6 @@ def reconstruction(job: Job) -> Outcome:
             for example, picture in zip(job.examples, shown, strict=False)
         ],
     )
-
-
-def code_scores(codes_NL: np.ndarray, codebook: int) -> dict[str, Score]:
-    """`code_use` with intervals over pictures. Drawn anew, fewer of them are different
-    and use fewer codes: the draws are moved, so that their mean is the value."""
-    N, L = codes_NL.shape
-    seen = np.ones(N * L, np.int64), (np.repeat(np.arange(N), L), codes_NL.ravel())
-    count_NZ, found = csr_array(seen, shape=(N, codebook)), {}
-    for key, most in use_of(np.ones(codebook)).items():
-
-        def value(rows: np.ndarray, key: str = key) -> float:
-            return use_of(np.bincount(rows, minlength=N) @ count_NZ)[key]
-
-        found[key] = score = interval(np.arange(N), value, N)
-        score.draws += score["value"] - score.draws.mean()
-        low, high = np.minimum(np.quantile(score.draws, (0.025, 0.975)), most)
-        score |= {"low": round(float(low), 5), "high": round(float(high), 5)}
-    return found
 
 
 def _best(

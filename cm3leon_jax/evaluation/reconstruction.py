@@ -51,14 +51,10 @@ def ssim(images_BYXC: np.ndarray, made_BYXC: np.ndarray) -> np.ndarray:
 def code_use(codes: np.ndarray, codebook: int) -> dict[str, float]:
     """`usage`, the share of the codebook in use; `bits` per code, the entropy of the
     codes' frequencies; and `perplexity`, 2 to that power."""
-    return use_of(np.bincount(np.ravel(codes), minlength=codebook))
-
-
-def use_of(count_Z: np.ndarray) -> dict[str, float]:
-    """`code_use` where code z has been seen `count_Z[z]` times."""
+    count_Z = np.bincount(np.ravel(codes), minlength=codebook)
     share = count_Z[count_Z > 0] / count_Z.sum()
     bits = float(-(share * np.log2(share)).sum())
-    usage = len(share) / len(count_Z)
+    usage = len(share) / codebook
     return {"usage": usage, "bits": bits, "perplexity": math.exp2(bits)}
 
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cm3leon_jax.config import config_hash
+from cm3leon_jax.config import config_hash, write_whole
 from cm3leon_jax.evaluation import decoding_report, neighbours, task_report
 from cm3leon_jax.evaluation.chart import Series, chart
 from cm3leon_jax.evaluation.page import (
@@ -101,10 +101,8 @@ def write(workdir: str | Path) -> Path:
         f"<main>{body}</main></body></html>\n"
     )
     path = root / "report.html"
-    # Whole or not at all: a reader may have the page open while it is made again.
-    partial = root / "report.html.partial"
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(path)
+    write_whole(path, text)  # a reader may have the page open
+    return path
 
 
 def _results(root: Path) -> list[tuple[str, dict[str, Any]]]:

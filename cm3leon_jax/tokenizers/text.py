@@ -16,6 +16,8 @@ from typing import Any
 
 import sentencepiece
 
+from cm3leon_jax.config import write_whole
+
 # Sentencepiece stores spaces as this character, so a text that really contains it
 # must take the byte pieces, else it would come back as a space.
 _SPACE_MARK = "\u2581"
@@ -53,11 +55,7 @@ def train(
             f"text_tokenizer: cannot train {vocab_size} pieces on these texts, change "
             f"vocabulary.text: {error}"
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model)
-    partial.replace(path)
+    write_whole(Path(path), model)
 
 
 def _noted(texts: Iterable[str], few: list[str]) -> Iterator[str]:
