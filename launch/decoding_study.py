@@ -41,7 +41,7 @@ TASK = flags.DEFINE_enum("task", "text_to_image", TASKS, "What is drawn or writt
 SCENES_OF = flags.DEFINE_enum(
     "scenes", "test", SCENES, "unseen: with a colour and shape never seen together."
 )
-PROMPTS = flags.DEFINE_integer("prompts", 100, "How many scenes.", lower_bound=1)
+PROMPTS = flags.DEFINE_integer("prompts", 64, "How many scenes.", lower_bound=1)
 MOST = flags.DEFINE_integer("candidates", 16, "At most so many.", lower_bound=2)
 TIMED = flags.DEFINE_integer(
     "timed", 1, "Batches that tell what a number of candidates costs.", lower_bound=0
@@ -68,6 +68,8 @@ RERANK = {
 
 
 def main() -> dict:
+    import decoding_ways
+
     from cm3leon_jax import CM3Leon
     from cm3leon_jax.config import config_hash, write_whole
     from cm3leon_jax.evaluation import decoding
@@ -78,7 +80,7 @@ def main() -> dict:
     workdir, captions = Path(command.WORKDIR.value), TASK.value == "caption"
     weights = Rerank(**{name: flag.value for name, flag in RERANK.items()})
     ways, chosen_by = _ways(_file("validation"))
-    candidates = [n for n in decoding.CANDIDATES if n <= MOST.value]
+    candidates = [n for n in decoding_ways.CANDIDATES if n <= MOST.value]
     folder = CHECKPOINT.value.partition("@")[0]
     inputs = {
         "checkpoint": CHECKPOINT.value,
@@ -111,10 +113,10 @@ def main() -> dict:
         made[name] = result | {"key": key}
         whole = {**inputs, "settings": chosen_by, "hardware": hardware(), "ways": made}
         if SCENES_OF.value == "validation":
-            whole["choice"] = decoding.choice(made)
+            whole["choice"] = decoding_ways.choice(made)
         write_whole(out, json.dumps(whole, indent=1))
     ordered = {name: made[name] for name in ways if name in made}
-    print(decoding.table(ordered), file=sys.stderr, flush=True)
+    print(decoding_ways.table(ordered), file=sys.stderr, flush=True)
     return {
         "study": str(out),
         "objects": {
@@ -132,8 +134,9 @@ def _file(scenes: str) -> Path:
 def _ways(validation: Path) -> tuple[dict, str]:
     """The samplers of each way that is asked for, and what says their settings: flags,
     or the file with the choice on validation scenes."""
+    import decoding_ways
+
     from cm3leon_jax.config import make
-    from cm3leon_jax.evaluation import decoding
     from cm3leon_jax.evaluation.page import read_object
     from cm3leon_jax.sampling.sampler import ContrastiveTopK, Sampler
 
@@ -142,7 +145,7 @@ def _ways(validation: Path) -> tuple[dict, str]:
     for values in itertools.product(*(flag.value for flag in given.values())):
         how: dict[str, Any] = dict(zip(given, values, strict=True))
         contrast = ContrastiveTopK(**{name: how.pop(name) for name in CONTRAST})
-        every.append(decoding.ways(**how, contrast=contrast))
+        every.append(decoding_ways.ways(**how, contrast=contrast))
     if len(every) > 1 and not many:
         raise ValueError("several values of a setting need --scenes validation")
     unknown = sorted(set(WAYS.value) - set(every[0]))
@@ -152,7 +155,7 @@ def _ways(validation: Path) -> tuple[dict, str]:
     ways = {name: every[0][name] for name in names}
     if many:  # the two halves are chosen each by itself
         ways = {
-            f"{name}: {decoding.told(each[name])}": each[name]
+            f"{name}: {decoding_ways.told(each[name])}": each[name]
             for name in names
             for each in every
             if len(each[name]) == 1
@@ -163,7 +166,9 @@ def _ways(validation: Path) -> tuple[dict, str]:
     chosen: dict[str, tuple[Sampler, ...]] = {
         name: (make(Sampler, found["sampler"], name),) for name, found in choice.items()
     }
-    if len(parts := [chosen.get(x, ()) for x in decoding.HALVES]) == 2 and all(parts):
+    if len(parts := [chosen.get(x, ()) for x in decoding_ways.HALVES]) == 2 and all(
+        parts
+    ):
         chosen["half and half"] = (*parts[0], *parts[1])
     if not chosen:
         return ways, "defaults"

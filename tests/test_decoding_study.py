@@ -17,6 +17,11 @@ from cm3leon_jax.evaluation import decoding, decoding_report
 from cm3leon_jax.sampling.rerank import Ranked, Rerank
 from cm3leon_jax.sampling.sampler import ContrastiveTopK, Sampler
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "launch"))  # it is no package
+import decoding_ways
+
+del sys.path[0]
+ROOT = Path(__file__).parent.parent
 A, B, C = (Object(n, "small", "red", "circle") for n in range(3))
 
 
@@ -101,12 +106,12 @@ def test_the_best_setting_of_each_way_is_chosen():
         curve = {str(n): {"chosen": {"value": x}} for n, x in enumerate(values)}
         return {"curve": curve, "samplers": [setting]}
 
-    hot = decoding.told((Sampler(temperature=1.5, top_p=0.9),))
+    hot = decoding_ways.told((Sampler(temperature=1.5, top_p=0.9),))
     assert hot == "temperature 1.5, top_p 0.9"
     contrast = ContrastiveTopK(alpha=0.2, k=3)
-    told = decoding.told((Sampler(contrastive=contrast),))
+    told = decoding_ways.told((Sampler(contrastive=contrast),))
     assert told.startswith("temperature 1.0, alpha 0.2, k 3")
-    chosen = decoding.choice(
+    chosen = decoding_ways.choice(
         {
             "a: one": way(0.5, 0.8, temperature=1.0),
             f"a: {hot}": way(0.6, 0.9, temperature=1.5),
@@ -130,9 +135,8 @@ def test_a_study_takes_the_choice_on_validation_scenes(tmp_path):
     (tmp_path / "decoding").mkdir()
     file = tmp_path / "decoding" / "sft.validation.json"
     file.write_text(json.dumps({"choice": choice}))
-    root = Path(__file__).parent.parent
     program = (
-        f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'launch')!r}]\n"
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'launch')!r}]\n"
         "import decoding_study as study\n"
         "from absl import flags\n"
         "def ways(*given):\n"
@@ -175,7 +179,9 @@ def test_diversity_is_the_mean_distance_of_pairs():
 
 def test_ways_share_their_settings():
     contrast = ContrastiveTopK(alpha=0.2, k=5, amateur_temperature=0.5)
-    ways = decoding.ways(temperature=0.9, top_p=0.8, guidance=3.0, contrast=contrast)
+    ways = decoding_ways.ways(
+        temperature=0.9, top_p=0.8, guidance=3.0, contrast=contrast
+    )
     guided = Sampler(temperature=0.9, top_p=0.8, guidance=3.0)
     contrastive = Sampler(temperature=0.9, contrastive=contrast)
     assert ways["guided top-p"] == (guided,) and ways["CD-K"] == (contrastive,)
@@ -191,7 +197,7 @@ def test_the_table_has_a_line_for_each_way():
     old = {"curve": {"1": {k: point[k] for k in ("chosen", "possible")}}}
     old |= {"diversity": 0.2, "seconds_per_candidate": 0.02}
     new = {"curve": {"1": point, "16": point | {"seconds": 0.3}}}
-    lines = decoding.table({"one": old, "other": new}).splitlines()
+    lines = decoding_ways.table({"one": old, "other": new}).splitlines()
     assert lines[0] == "| chosen (possible) · diversity · seconds | 1 | 16 |"
     assert lines[2] == "| one | 0.500 (0.750) · 0.200 · 0.020 |  |"
     last = "| other | 0.500 (0.750) · 0.100 | 0.500 (0.750) · 0.100 · 0.300 |"
