@@ -156,6 +156,22 @@ def test_fewer_prompts_take_the_program_of_more(model):
     np.testing.assert_array_equal(few, every[:3])
 
 
+def test_few_prompts_do_not_pay_for_the_most_there_ever_were(model, monkeypatch):
+    sizes = []
+
+    def generate(_, batch, *args, candidate_C, **kwargs):
+        sizes.append(batch.script_GBT.shape[1])
+        return np.zeros((sizes[-1] * len(candidate_C), IMAGE_TOKENS), int)
+
+    monkeypatch.setattr(engines, "read", lambda _, batch, **kw: batch.prefix_UL)
+    monkeypatch.setattr(engines, "generate", generate)
+    engine = Engine(model, LAYOUT, RULES, None, batch=64)
+    for prompts_of in (64, 2, 9, 3):
+        wanted = texts(*[9] * prompts_of)
+        list(engine.write(wanted, GUIDED, 0, IMAGE_TOKENS))
+    assert sizes == [64, 8, 64, 8]  # a program for four times as many still serves
+
+
 def test_a_prompt_that_ends_within_an_image_goes_on_in_it(model):
     engine = Engine(model, LAYOUT, RULES, None, batch=8)
     start = [LAYOUT.eos, *LAYOUT.text_ids([1]), LAYOUT.brk, *LAYOUT.image_ids([3, 4])]

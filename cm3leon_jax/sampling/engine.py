@@ -83,7 +83,7 @@ class Engine:
         self.decoder, self.layout, self.batch = decoder, layout, batch
         self.precision, self.amateur = precision or Precision(), amateur
         self._unrolled: list[tuple[Decoder, Unrolled]] = []
-        self._sizes: dict[tuple, int] = {}  # of the batches of each form of prompts
+        self._sizes: dict[tuple, set[int]] = {}  # of batches of each form of prompts
         # Made once: a program is compiled for each pair of such objects.
         self._shard, self._attention, self._split = identity, xla_attention, 1
         if mesh is not None and mesh.size > 1:
@@ -172,10 +172,12 @@ class Engine:
         # As many candidates at a time as go into a batch, in equal parts.
         together = -(-candidates // -(-candidates // self.batch))
         size = self._size(count, together)
-        if size > 1:  # a program for more prompts serves fewer: no other is compiled
+        if size > 1:  # a program for up to four times as many serves these too
             form = (together, prompts.script_GBT.shape[::2])
             form += tuple((len(x) == 1, x.shape[1]) for x in prompts.prefix_UL)
-            size = self._sizes[form] = max(size, self._sizes.get(form, 0))
+            known = self._sizes.setdefault(form, set())
+            size = min((n for n in known if size <= n <= 4 * size), default=size)
+            known.add(size)
         model = self._laid_out(self.decoder)
         options: dict[str, Any] = dict(
             amateur=None if amateur is None else self._laid_out(amateur),
@@ -183,12 +185,12 @@ class Engine:
             shard=self._shard,
             attention=self._attention,
         )
-        known: list[Prefix | None] = []
+        shared: list[Prefix | None] = []
         for start in range(0, count, size):
             rows_P = np.minimum(np.arange(start, start + size), count - 1)
             batch = prompts.take(rows_P)
-            prefixes = read(model, batch, known=known, **options)
-            known = [
+            prefixes = read(model, batch, known=shared, **options)
+            shared = [
                 prefix if len(tokens_UL) == 1 else None
                 for prefix, tokens_UL in zip(prefixes, prompts.prefix_UL, strict=True)
             ]
