@@ -237,6 +237,13 @@ def test_an_image_that_does_not_fit_is_not_started(model):
         assert started.any() == (budget == IMAGE_TOKENS)
 
 
+def test_nothing_ends_in_a_break(model):
+    """After which a segment would have to come."""
+    start = prompts.free([LAYOUT.eos, *LAYOUT.text_ids([1])], 1)
+    tokens_BT = sample(model, [start] * 64, HOT)
+    assert LAYOUT.brk not in tokens_BT[:, 0] and LAYOUT.eos in tokens_BT[:, 0]
+
+
 def test_lengths_within_a_bucket_share_one_program(model):
     sample(model, text_prompts(2, 9))
     programs = loop._decode._cache_size()

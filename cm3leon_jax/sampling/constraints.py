@@ -115,6 +115,7 @@ def allowed(
     codes_B = image_B | (free_B & (inside_B | starts_B))
     pieces_B |= talk_B
     closing_B = (free_B & ~inside_B & ~opened_B) | talk_B
+    breaks_B = closing_B & (code_B != SAY) & (talk_B | (run_left_B > 1))
 
     def where(ids, rows_B):
         return ids[None] & rows_B[:, None]
@@ -122,7 +123,7 @@ def allowed(
     return (
         where((ids_V >= layout.text.start) & (ids_V < layout.text.stop), pieces_B)
         | where((ids_V >= layout.image.start) & (ids_V < layout.image.stop), codes_B)
-        | where(ids_V == layout.brk, closing_B & (code_B != SAY))
+        | where(ids_V == layout.brk, breaks_B)
         | where(ids_V == layout.eos, closing_B)
         | where(ids_V == layout.eoss, text_B)
         | where(class_V, code_B == CLASS)
