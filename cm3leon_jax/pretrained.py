@@ -198,7 +198,7 @@ def generate(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> list[Document]:
-    samplers = writer.samplers(sampler, Sampler(top_p=0.9), 1, "free generation")
+    samplers = writer.samplers(sampler, Sampler(top_p=0.9), 2, "free generation")
     if min(images, max_text) < 0 or images == max_text == 0:
         raise ValueError(
             f"images={images} and max_text={max_text} must be at least 0, and not "
@@ -225,7 +225,10 @@ def generate(
         together = left - sum(len(row) + 1 for row in rows[i])
         length = min(room + max_text, max(together, min(room + SHORT, left)))
         begun = np.concatenate([[writer.layout.eos], ids])
-        wanted.append(forms.free(begun, length))
+        free = forms.free(begun, length)
+        (whole,), nothing = free.streams, free.streams[0][:1]
+        both = Prompt((whole, nothing), free.scripts * 2)
+        wanted.append(forms.keep(both, max(map(writer.streams, samplers))))
     wanted = writer.context.before(wanted, rows)
     written = writer.tokens(wanted, samplers, seed, numbers=numbers)
     return writer.codec.continued(documents, written)

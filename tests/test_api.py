@@ -265,7 +265,6 @@ OPEN, GUIDED = Document((Text(HOLE),)), Sampler(guidance=3.0)
         ),
         (lambda m: m.generate([OPEN], images=-1), "images=-1 and max_text=64"),
         (lambda m: m.generate([OPEN], images=0, max_text=0), "not both 0"),
-        (lambda m: m.generate([OPEN], sampler=GUIDED), "nothing to guide"),
         (
             lambda m: m.generate([Document((Text("word " * 200),))]),
             "document 0 has .* which fill the context",

@@ -11,6 +11,7 @@ import tiny_api
 from tiny_data import LAYOUT
 
 from cm3leon_jax.codec import Codec
+from cm3leon_jax.data.documents import Document, Text
 from cm3leon_jax.models.decoder import DecoderConfig, abstract
 from cm3leon_jax.parallel.rules import Rules
 from cm3leon_jax.retrieval.embed import Embedder
@@ -174,6 +175,20 @@ def test_captions_have_candidates_with_scores_too(model):
     assert sorted(ranked.numbers) == [0, 1, 2] and len(set(ranked.outputs)) == 3
     assert list(ranked.scores) == sorted(ranked.scores, reverse=True)
     assert model.caption([picture], **how) == [ranked.outputs[0]]
+
+
+def test_free_generation_is_guided_away_from_a_document_of_nothing(monkeypatch):
+    written = tiny_api.spy(monkeypatch)
+    asked = tiny_api.model(LENGTH)
+    begun = [Document((Text("hi"),))]
+    for sampler, streams in ((None, 1), (GUIDED, 2), (CD_K, 2)):
+        asked.generate(begun, max_text=8, sampler=sampler)
+        (prompt,) = written[-1]
+        assert len(prompt.streams) == streams
+    start = [LAYOUT.eos, *LAYOUT.text_ids(list(b"hi"))]
+    np.testing.assert_array_equal(prompt.streams[0], start)
+    np.testing.assert_array_equal(prompt.streams[1], [LAYOUT.eos])
+    np.testing.assert_array_equal(*prompt.scripts)
 
 
 def test_another_model_is_the_amateur_and_reads_the_same_prompt():
