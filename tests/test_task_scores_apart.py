@@ -1,0 +1,55 @@
+"""Scores of models that have no room for a task, or were not tuned on one."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_task_scores import COUNT, DOCUMENTS, WORLD, Oracle, blank, some
+
+from cm3leon_jax.evaluation import examples, oracle, task_edits
+from cm3leon_jax.evaluation.protocol import Protocol
+from cm3leon_jax.evaluation.tasks import TASKS
+from cm3leon_jax.stages import check_protocol
+from configs.eval import shapes as protocols
+
+
+def test_edits_for_which_the_context_has_no_room_are_left_out():
+    given, model = some("edit_region"), Oracle()
+    texts = [sum(len(model.codec.pieces(t, 0)) for t in d.texts) for d in given]
+    needed = [len(d.segments) + 3 * 64 + n for d, n in zip(given, texts, strict=True)]
+    room = SimpleNamespace(length=sorted(needed)[COUNT // 2])
+    model.system = SimpleNamespace(**vars(Oracle.system) | {"decoder_config": room})
+    left = task_edits.edit_region(model, given, 0).samples
+    assert COUNT > len(left) == sum(n <= room.length for n in needed)
+
+
+class NotTuned(Oracle):
+    writer = SimpleNamespace(tasks=frozenset({"edit_region"}))
+
+    def caption(self, images, *, seed, sampler=None):
+        return [document.texts[0] for document in DOCUMENTS]
+
+
+def test_captions_without_tuning_on_them_are_scored_as_before_it():
+    scores = TASKS["caption"](NotTuned(), DOCUMENTS, 0).scores
+    wanted = {"objects": 1, "objects_of_1": 1, "hallucinated": 0}
+    assert {key: x["value"] for key, x in scores.items()} == wanted
+
+
+def test_captions_of_one_length_are_scored_without_the_others():
+    class Short(Oracle):
+        writer = SimpleNamespace(tasks=frozenset({"caption_short"}))
+
+    model = Short()
+    scores = TASKS["caption"](model, DOCUMENTS, 0).scores
+    assert {task for task, _ in model.wordings} == {"caption_short"}
+    new = {f"{key}_{examples.UNSEEN}": 1 for key in ("pairs", "style")}
+    wanted = {"pairs": 1, "style": 1, "hallucinated_pairs": 0} | new
+    assert {key: x["value"] for key, x in scores.items()} == wanted
+
+
+@pytest.mark.parametrize("variant", sorted(protocols.VARIANTS))
+def test_protocols_ask_for_what_is_measured(variant):
+    protocol = Protocol(**protocols.get_config(variant).to_dict())
+    check_protocol(protocol)
+    assert oracle.parse(WORLD, np.asarray(blank())) == frozenset()
