@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from cm3leon_jax.data import shape_tasks, shapes, tasks
+from cm3leon_jax.data import shape_tasks, shapes, task_templates, tasks
 from cm3leon_jax.data.shapes import Scene, ShapesConfig
 from cm3leon_jax.evaluation import (
     examples,
@@ -76,7 +76,7 @@ class Oracle:
         masks=MASKS,
     )
 
-    writer = SimpleNamespace(tasks=frozenset(tasks.TASKS))
+    writer = SimpleNamespace(tasks=frozenset(task_templates.TASKS))
 
     def __init__(self, made=truth):
         self.made, self.known, self.wordings, self.regions = made, {}, set(), []
@@ -186,7 +186,7 @@ def test_the_truth_scores_one(task):
         assert score["n"] > 0
     best = [sample for sample in outcome.samples if sample.ok is not None]
     assert best and (task == "segment" or all(sample.ok for sample in best))
-    spec = tasks.TASKS.get(task)
+    spec = task_templates.TASKS.get(task)
     if spec is not None and spec.unseen and task != "text_to_image":
         asked = {wording for _, wording in model.wordings}
         assert asked & {*range(len(spec.templates))}

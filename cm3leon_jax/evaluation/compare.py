@@ -234,8 +234,10 @@ def _about(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _legend(results: Sequence[Mapping[str, Any]]) -> str:
+    others = {json.dumps(result.get("sampling"), sort_keys=True) for result in results}
     return (
         f"Values with 95 % intervals. Better or worse than {results[0]['name']} where "
         f"p < {SURE} (two-sided; of {len(_keys(results))} scores some are by chance), "
         "≈ where not; by a paired bootstrap unless it says unpaired."
+        + (" Their configs sample differently." if len(others) > 1 else "")
     )
