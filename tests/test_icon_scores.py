@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from test_icon_tasks import world  # noqa: F401
+from test_icon_tasks import make_world
 
 from cm3leon_jax.data import icon_tasks, tasks
 from cm3leon_jax.data.icon_sets import SETS
@@ -19,6 +19,11 @@ from configs.eval import icon_tasks as protocols
 
 pytest.importorskip("resvg_py", reason="the extra `icons` is not installed")
 COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world") / "cache")
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +118,7 @@ DOCUMENTS = [None] * COUNT
 @pytest.mark.parametrize(
     "task", [*PAINTED, "control_scribble", "reference_composition"]
 )
-def test_the_artists_pictures_reach_the_ceiling(world, task):  # noqa: F811
+def test_the_artists_pictures_reach_the_ceiling(world, task):
     outcome = scoring.TASKS[task](Model(world, truth(world)), DOCUMENTS, 0)
     assert len(outcome.samples) == COUNT and outcome.scores
     if task.startswith(
@@ -127,7 +132,7 @@ def test_the_artists_pictures_reach_the_ceiling(world, task):  # noqa: F811
             assert score["value"] == 1, key
 
 
-def test_a_source_given_back_is_no_edit(world):  # noqa: F811
+def test_a_source_given_back_is_no_edit(world):
     model = Model(world, lambda task, row: row["source"])
     for task in ("edit", "edit_region"):
         scores = scoring.TASKS[task](model, DOCUMENTS, 0).scores
@@ -136,14 +141,14 @@ def test_a_source_given_back_is_no_edit(world):  # noqa: F811
         assert len(kinds) > 3
 
 
-def test_an_empty_picture_shows_nothing(world):  # noqa: F811
+def test_an_empty_picture_shows_nothing(world):
     model = Model(world, lambda task, row: np.full((32, 32, 3), 255, np.uint8))
     for task, key in (("control_edge", "edge_f1"), ("ground", "boxes")):
         scores = scoring.TASKS[task](model, DOCUMENTS, 0).scores
         assert scores[key]["value"] < 0.5 < scores[f"{key}_ceiling"]["value"]
 
 
-def test_what_misses_the_first_measure_is_in_the_gallery_of_failures(world):  # noqa: F811
+def test_what_misses_the_first_measure_is_in_the_gallery_of_failures(world):
     back = Model(world, lambda task, row: row["source"])
     white = np.full((32, 32, 3), 255, np.uint8)
     blank, mute = (Model(world, lambda *_, x=x: x) for x in (white, "nothing"))
@@ -153,7 +158,7 @@ def test_what_misses_the_first_measure_is_in_the_gallery_of_failures(world):  # 
         assert any(sample.ok is False for sample in samples), task
 
 
-def test_references_and_styles_of_new_artists(world):  # noqa: F811
+def test_references_and_styles_of_new_artists(world):
     with pytest.raises(ValueError, match="was trained on all artists"):
         scoring.reference_style_new(Model(world), DOCUMENTS, 0)
     some = tuple(name for name in SETS if name not in ("twemoji", "icon-park"))
@@ -171,7 +176,7 @@ def test_references_and_styles_of_new_artists(world):  # noqa: F811
     assert outcome.scores["one_of_ten_ceiling"]["value"] == 1
 
 
-def test_what_is_hidden_and_what_is_seen(world):  # noqa: F811
+def test_what_is_hidden_and_what_is_seen(world):
     same = scoring.TASKS["infill"](
         Model(world, lambda _, row: row["image"]), DOCUMENTS, 0
     )
@@ -186,7 +191,7 @@ def test_what_is_hidden_and_what_is_seen(world):  # noqa: F811
     assert scores["visible"]["value"] < 1 and scores["hidden_psnr"]["value"] < 50
 
 
-def test_words_of_captions(world):  # noqa: F811
+def test_words_of_captions(world):
     model = Model(world, lambda style, row: "nothing of that kind")
     scores = scoring.TASKS["caption"](model, DOCUMENTS, 0).scores
     forms = ("", "_detailed", "_long")
@@ -196,7 +201,7 @@ def test_words_of_captions(world):  # noqa: F811
     assert scores["words"]["value"] == 0 and scores["hallucinated"]["n"] == 0
 
 
-def test_captions_that_name_what_no_picture_shows_make_things_up(world):  # noqa: F811
+def test_captions_that_name_what_no_picture_shows_make_things_up(world):
     names = sorted(scoring._subjects(world))
 
     def rate(text):
@@ -225,7 +230,7 @@ class Encoder:
         return np.array([[len(text), sum(map(ord, text)) % 97, 1.0] for text in texts])
 
 
-def test_edits_are_compared_with_their_captions_by_an_encoder(world):  # noqa: F811
+def test_edits_are_compared_with_their_captions_by_an_encoder(world):
     for made, same in ((truth(world), False), (lambda _, row: row["source"], True)):
         model = Model(world, made)
         model.embedder = Encoder()

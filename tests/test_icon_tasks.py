@@ -40,9 +40,7 @@ def drawing(name, prefix):
     return {"body": f'<path fill="rgb({red},{green},{blue})" d="{path}"/>'}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("world") / "cache"
+def make_world(cache):
     write_world(cache)
     emoji = [
         {
@@ -60,6 +58,11 @@ def world(tmp_path_factory):
         data["info"]["author"]["name"] = MAKERS.get(prefix, "")
         (cache / f"{prefix}.json").write_text(json.dumps(data))
     return icons.IconsConfig(image_size=SIZE, cache=str(cache))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world") / "cache")
 
 
 def take(world, task, count=12, split="train", **options):
