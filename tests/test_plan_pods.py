@@ -111,17 +111,21 @@ def test_counts_follow_the_formulas_on_tpus(name, changes):
     counts_follow(executable.as_text(), topology, config)
 
 
+@pytest.mark.parametrize("name", ["H100:1x1x8", "v5e:4x4"])
 @pytest.mark.parametrize("cache", ["bfloat16", "int8"])
-def test_the_decode_step_at_7b_fits(cache):
-    topology = find("H100:1x1x8")
+def test_the_decode_step_at_7b_fits(cache, name):
+    topology = find(name)
     config = cm3leon_7b.get_config().to_dict()
     config["mesh"] = {"data": 1, "fsdp": 1, "tensor": -1}
     served = System.make(config)
     mesh = make_mesh(served.mesh, topology.devices)
     program = planning.decode_step(served, mesh, 32, cache)
     memory = plan.compile_program(program).memory_analysis()
-    # The donated cache is written in place.
-    assert memory.alias_size_in_bytes > 0.2 * memory.argument_size_in_bytes
+    # The donated cache is written in place, but for some scales of int8 (0.03 of it).
+    donated = sum(
+        map(plan._local_bytes, planning.jax.tree.leaves(program.arguments[3]))
+    )
+    assert memory.alias_size_in_bytes > 0.95 * donated
     new = memory.temp_size_in_bytes + memory.output_size_in_bytes
     total = memory.argument_size_in_bytes + new - memory.alias_size_in_bytes
     print(f"{total / GIB:.2f} GiB in all per device")
