@@ -1,6 +1,29 @@
-"""Class maps and documents, as `launch/sample.py` leaves them."""
+"""Class maps and documents, as `launch/sample.py` leaves them, and what pictures are
+known by."""
 
 from pathlib import Path
+from typing import Any
+
+
+def key(model: Any, how: dict[str, Any]) -> str:
+    """Names all that pictures depend on beside their own prompts: weights, precision,
+    the config's samplers, the memory, and `how` the model was asked."""
+    import jax
+
+    from cm3leon_jax.evaluation.kept import digest
+
+    engine, memory = model.engine, model.memory
+    found = [how, model.system.sampling, engine.precision]
+    for part in (engine.decoder, engine.amateur, vars(model.codec.image)):
+        # They may be large, and on many devices: a sum each, as training may go on.
+        weights = (x for x in jax.tree.leaves(part) if isinstance(x, jax.Array))
+        found.append([float(abs(x).sum(dtype="float32")) for x in weights])
+    if memory is not None:
+        found.append(memory.embedder.name)
+        if how.get("retrieve"):
+            rows = range(0, len(memory.bank.ids), len(memory.bank.ids) // 1024 + 1)
+            found += [memory.skip_above, memory.ids, memory.bank[[*rows]]]
+    return digest(found)
 
 
 def palettes(maps: list, classes: int) -> list:

@@ -29,14 +29,15 @@ r"""Any task from the shell, with the newest checkpoint of a work directory.
     $sample --task log_likelihood --document "a small red circle" --image a.png
     $sample --task reconstruct --image a.png --out h.png
 
-`--out` is a file for one picture and a folder for several, which `--prompts` fills as
-they are finished: a run that was interrupted goes on there. With `--scores` there are
-all candidates, best first. Class maps are palette pictures of labels. The last line on
+`--out` is a file for one picture and a folder for several, which fills as they are
+finished: a run that was interrupted goes on there. With `--scores` there are all
+candidates, best first. Class maps are palette pictures of labels. The last line on
 standard output is one JSON object: {"pictures": […]}, {"texts": […]},
 {"documents": […]} or {"log_likelihoods": […]}.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -267,62 +268,37 @@ def _documents(model, images: list) -> list:
     ]
 
 
-def _save(pictures: list) -> dict:
-    out = Path(OUT.value)
-    if SCORES.value:
-        return _save_ranked(pictures, out)
-    if len(pictures) == 1 and out.suffix:
-        paths = [out]
-    else:
-        paths = [out / f"{i:04d}.png" for i in range(len(pictures))]
-    for picture, path in zip(pictures, paths, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    return {"pictures": [str(path) for path in paths]}
-
-
-def _save_ranked(ranked: list, out: Path) -> dict:
-    """All candidates, the number of the prompt and the rank in their names."""
-    found = []
-    out.mkdir(parents=True, exist_ok=True)
-    for i, each in enumerate(ranked):
-        for rank, picture in enumerate(each.outputs):
-            path = out / f"{i:04d}-{rank:02d}.png"
-            picture.save(path)
-            parts = {name: values[rank] for name, values in each.parts.items()}
-            score = {"score": each.scores[rank], "number": each.numbers[rank]}
-            found.append({"picture": str(path), **score, **parts})
-    return {"pictures": found}
-
-
-def _draw(model, prompts: list, how: dict) -> dict:
-    """A folder fills up batch by batch; what is finished there is not drawn again."""
-    out = Path(OUT.value)
-    if out.suffix or SCORES.value:
-        return _save(model.text_to_image(prompts, **how))
-    import jax
-
+def _pictures(paint: Callable[..., list], model, images, prompts, how) -> dict:
+    """A file, or a folder that fills up batch by batch; what is finished there is not
+    drawn again."""
     from cm3leon_jax import gallery
+    from cm3leon_jax.evaluation.kept import digest
 
-    def draw(some: list, numbers: list):
-        return model.text_to_image(some, numbers=numbers, **how)
+    out, about = Path(OUT.value), [images, prompts, _regions()]
+    count = max(len(images or prompts), 1)
 
-    weights = [x for x in jax.tree.leaves(model.decoder) if isinstance(x, jax.Array)]
-    settings = {
-        "decoder": [float(abs(w).sum()) for w in weights],  # training may go on
-        "amateur": AMATEUR.value,
-        **{
-            name: value if value is None else repr(value) for name, value in how.items()
-        },
-    }
+    def draw(numbers: list[int]) -> list:
+        numbered = how if TASK.value == "reconstruct" else how | {"numbers": numbers}
+        return paint(
+            model, *([x[i] for i in numbers if x] for x in about[:3]), numbered
+        )
+
+    if any(len(x) not in (0, count) for x in about):
+        paint(model, *about, how)  # says which are too few
+    if out.suffix:
+        (picture,) = draw([0])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+        return {"pictures": [str(out)]}
+    flagged = [flag.value for flag in (TASK, KIND, STRENGTH, OBJECT)]
+    fields = instruct_flags.fields(_open) if TASK.value == "instruct" else {}
+    same = outputs.key(model, how | {"flags": flagged, "fields": fields})
+    # The text tokenizer is known by what it makes of the prompts.
+    about.append([model.codec.text.encode(text) for text in prompts])
+    keys = [digest([same, [x[i] for x in about if x]]) for i in range(count)]
     batch = max(model.writer.engine.batch // how.get("candidates", 1), 1)
-    paths = gallery.fill(out, prompts, draw, settings=settings, batch=batch)
-    return {"pictures": [str(path) for path in paths]}
-
-
-def _save_maps(model, maps: list) -> dict:
-    saved = _save(outputs.palettes(maps, len(model.classes)))
-    return saved | {"classes": list(model.classes)}
+    made = gallery.fill(out, prompts or [""] * count, draw, keys=keys, batch=batch)
+    return {"pictures": made if SCORES.value else [x["picture"] for x in made]}
 
 
 def _infill_documents(model, images, prompts, how) -> dict:
@@ -338,21 +314,25 @@ def _science(model, images, prompts, how) -> dict:
     return {"texts": [x if isinstance(x, str) else list(x) for x in found]}
 
 
-def _edit(model, images, prompts, how) -> dict:
-    return _save(model.edit(images, prompts, regions=_regions() or None, **how))
-
-
-def _control(model, images, prompts, how) -> dict:
-    how["strength"] = STRENGTH.value
-    return _save(model.control(images, KIND.value, prompts or None, **how))
-
-
 def _instruct(model, images, prompts, how) -> dict:
-    task = instruct_flags.task()
-    found = model.instruct(task.name, [instruct_flags.fields(_open)], **how)
+    task, fields = instruct_flags.task(), [instruct_flags.fields(_open)]
     if task.writes_text:
-        return {"texts": found}
-    return _save_maps(model, found) if task.output in task.masks else _save(found)
+        return {"texts": model.instruct(task.name, fields, **how)}
+
+    def paint(m, images, prompts, regions, how):
+        return m.instruct(task.name, fields, **how)
+
+    return (_maps if task.output in task.masks else _pictures)(
+        paint, model, images, prompts, how
+    )
+
+
+def _maps(paint: Callable[..., list], model, images, prompts, how) -> dict:
+    def coloured(*given) -> list:
+        return outputs.palettes(paint(*given), len(model.classes))
+
+    made = _pictures(coloured, model, images, prompts, how)
+    return made | {"classes": list(model.classes)}
 
 
 def _log_likelihood(model, images, prompts, how) -> dict:
@@ -361,26 +341,34 @@ def _log_likelihood(model, images, prompts, how) -> dict:
     return {"log_likelihoods": found}
 
 
+def _control(m, i, p, _, how) -> list:
+    return m.control(i, KIND.value, p or None, strength=STRENGTH.value, **how)
+
+
+# Of a model, pictures, prompts and regions, as many as are given together.
+_PAINTS: dict[str, Callable[..., list]] = {
+    "text_to_image": lambda m, i, p, r, how: m.text_to_image(p, **how),
+    "infill": lambda m, i, p, r, how: m.infill(i, r, p or None, **how),
+    "edit": lambda m, i, p, r, how: m.edit(i, p, regions=r or None, **how),
+    "control": _control,
+    "ground": lambda m, i, p, r, how: m.ground(p, [_objects()] * len(p), **how),
+    "write": lambda m, i, p, r, how: m.write(p, **how),
+    "variation": lambda m, i, p, r, how: m.variation(i, **how),
+    "reconstruct": lambda m, i, p, r, how: m.reconstruct(i),
+}
 _CALLS: dict[str, Callable[[Any, list, list[str], dict[str, Any]], dict]] = {
-    "text_to_image": lambda m, i, p, how: _draw(m, p, how),
+    **{task: partial(_pictures, paint) for task, paint in _PAINTS.items()},
     "caption": lambda m, i, p, how: {"texts": m.caption(i, style=STYLE.value, **how)},
     "answer": lambda m, i, p, how: {"texts": m.answer(i, p, **how)},
     "science": _science,
     "explain": _science,
-    "infill": lambda m, i, p, how: _save(m.infill(i, _regions(), p or None, **how)),
     "infill a document": _infill_documents,
-    "edit": _edit,
-    "control": _control,
-    "ground": lambda m, i, p, how: _save(m.ground(p, [_objects()] * len(p), **how)),
-    "write": lambda m, i, p, how: _save(m.write(p, **how)),
-    "variation": lambda m, i, p, how: _save(m.variation(i, **how)),
-    "segment": lambda m, i, p, how: _save_maps(m, m.segment(i, **how)),
+    "segment": partial(_maps, lambda m, i, p, r, how: m.segment(i, **how)),
     "instruct": _instruct,
     "generate": lambda m, i, p, how: outputs.save_documents(
         m.generate(_documents(m, i), images=PICTURES.value, **how), Path(OUT.value)
     ),
     "log_likelihood": _log_likelihood,
-    "reconstruct": lambda m, i, p, how: _save(m.reconstruct(i)),
 }
 
 

@@ -172,6 +172,22 @@ def test_few_prompts_do_not_pay_for_the_most_there_ever_were(model, monkeypatch)
     assert sizes == [64, 8, 64, 8]  # a program for four times as many still serves
 
 
+def test_there_is_a_bar_where_it_would_move(model, monkeypatch):
+    bars, made = [], engines.tqdm.tqdm
+
+    def bar(*given, disable, **how):
+        bars.append(disable)
+        return made(*given, disable=disable, **how)
+
+    monkeypatch.setattr(engines.tqdm, "tqdm", bar)
+    monkeypatch.setattr(Engine, "_write", lambda *_: iter(()))
+    engine = Engine(model, LAYOUT, RULES, None, batch=8)
+    for candidates in (2, 3):
+        wanted = texts(*[9] * 4)
+        engine.write(wanted, GUIDED, 0, IMAGE_TOKENS, candidates=candidates)
+    assert bars == [True, None]  # one batch, which shows nothing; two
+
+
 def test_a_prompt_that_ends_within_an_image_goes_on_in_it(model):
     engine = Engine(model, LAYOUT, RULES, None, batch=8)
     start = [LAYOUT.eos, *LAYOUT.text_ids([1]), LAYOUT.brk, *LAYOUT.image_ids([3, 4])]

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_api
@@ -17,6 +19,7 @@ from cm3leon_jax.data.controls import class_colours
 from cm3leon_jax.data.task_templates import TASKS
 from cm3leon_jax.parallel import distributed
 from cm3leon_jax.sampling.engine import Engine, Precision
+from cm3leon_jax.sampling.sampler import Sampler
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 SIDE = tiny_api.SIDE
@@ -56,6 +59,7 @@ def run(sample, tmp_path, monkeypatch):
             flags.FLAGS(["sample.py", "--workdir", ".", *arguments])
             return sample.main(), written
 
+    run.model = model
     return run
 
 
@@ -249,18 +253,108 @@ def test_mistakes_are_named(run, arguments, message):
         run(*arguments)
 
 
-def test_a_list_of_prompts_goes_on_where_it_stopped(run):
-    what = ("--prompts", "prompts.txt", "--out", "many")
+LIST = ("--prompts", "prompts.txt")
+BOXES = ("--box", "0,1,9,9", "--box", "2,2,7,7")
+
+
+@pytest.mark.parametrize(
+    "task, arguments",
+    [
+        ("text_to_image", LIST),
+        ("infill", (*BOTH, *BOXES)),
+        ("edit", (*BOTH, *LIST, *BOXES)),
+        ("control", (*BOTH, *LIST, "--kind", "edge")),
+        ("ground", (*WORD, *WORD, "--object", "red@2,2,4,5")),
+        ("write", LIST),
+        ("variation", (*BOTH, "--candidates", "2", "--scores", "--rerank", "gain=1")),
+        ("segment", BOTH),
+    ],
+)
+def test_every_list_goes_on_where_it_stopped(run, task, arguments, monkeypatch):
+    monkeypatch.setattr(Engine, "score", lambda _, rows, *__: [0.0] * len(rows))
+    made = 2 if "--scores" in arguments else 1
+    what = ("--task", task, "--out", "many", *arguments)
     found, written = run(*what)
-    assert [Path(path).name for path in found["pictures"]] == ["0000.png", "0001.png"]
-    assert len(written[0]) == 2
-    Path("many/0001.png").unlink()
-    _, written = run(*what)
-    assert [len(call) for call in written] == [1]
+    assert [len(call) for call in written] == [2 * made]
+    first, *_, last = sorted(Path("many").glob("*.png"))
+    assert len(found["pictures"]) == 2 * made and first.name[:4] == "0000"
+    last.unlink()
+    before = first.stat().st_mtime_ns
+    again, written = run(*what)
+    assert again == found and [len(call) for call in written] == [made]
+    assert last.is_file() and first.stat().st_mtime_ns == before
     again, written = run(*what)
     assert (again, written) == (found, [])
     _, written = run(*what, "--seed", "1")  # another seed, another picture
-    assert len(written[0]) == 2
+    assert len(written[0]) == 2 * made
+
+
+def test_each_batch_is_written_as_it_finishes(run, monkeypatch):
+    run.model.engine.batch, drawn = 1, Engine.write
+
+    def write(self, *given, numbers, **more):
+        assert len(list(Path("many").glob("*.png"))) == numbers[0]
+        return drawn(self, *given, numbers=numbers, **more)
+
+    monkeypatch.setattr(Engine, "write", write)
+    _, written = run("--task", "variation", *BOTH, "--out", "many")
+    assert [len(call) for call in written] == [1, 1]
+
+
+def test_another_picture_or_region_is_drawn_anew(run):
+    Pillow.new("RGB", (10, 12), (1, 2, 3)).save("b.png")
+    what = ("--task", "infill", "--out", "many", "--box", "0,1,9,9")
+    both = (*PICTURE, "--image", "b.png", "--box")
+    run(*what, *PICTURE, "--box", "2,2,7,7", *PICTURE)
+    for arguments in ((*both, "2,2,7,7"), (*both, "3,2,7,7")):
+        _, written = run(*what, *arguments)
+        assert [len(call) for call in written] == [1]
+    palette = Pillow.new("P", (10, 12), 1)
+    for colour in ([255, 0, 0], [0, 255, 0]):
+        palette.putpalette([0, 0, 0, *colour])
+        palette.save("p.png")
+        _, written = run("--task", "variation", "--image", "p.png", "--out", "other")
+        assert [len(call) for call in written] == [1]
+
+
+CHANGES = {
+    "precision": lambda m: setattr(m.engine, "precision", Precision(cache="int8")),
+    "sampling": lambda m: setattr(m.system.sampling, "caption", Sampler(top_p=0.5)),
+    "decoder": lambda m: setattr(m.engine, "decoder", [jnp.full(3, 2.0)]),
+    "amateur": lambda m: setattr(m.engine, "amateur", [jnp.full(3, 2.0)]),
+    "image tokenizer": lambda m: setattr(m.codec.image, "model", jnp.full(3, 2.0)),
+    "encoder": lambda m: setattr(m.memory.embedder, "name", "other"),
+    "threshold": lambda m: setattr(m.memory, "skip_above", 0.5),
+    "removed": lambda m: setattr(m.memory, "ids", ["a"]),
+    "vectors": lambda m: setattr(m.memory.bank, "vectors", np.ones((2, 3))),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_all_that_changes_pictures_is_in_the_key(sample, what):
+    def made():
+        names = types.SimpleNamespace
+        bank = Vectors(ids=["a", "b"], vectors=np.zeros((2, 3)))
+        memory = names(
+            embedder=names(name="tiny"), skip_above=0.9, ids=["a", "b"], bank=bank
+        )
+        model = tiny_api.model(400, memory=memory)
+        model.engine.decoder = model.engine.amateur = [jnp.ones(3)]
+        model.codec = types.SimpleNamespace(image=names(model=jnp.ones(3)))
+        return model
+
+    key = sample.outputs.key
+    model, how = made(), {"retrieve": 1}
+    assert key(model, how) == key(made(), how) != key(model, {"retrieve": 2})
+    CHANGES[what](model)
+    assert key(model, how) != key(made(), how)
+    found = key(model, {"retrieve": 0}) == key(made(), {"retrieve": 0})
+    assert found == (what in ("threshold", "removed", "vectors"))
+
+
+class Vectors(types.SimpleNamespace):
+    def __getitem__(self, rows):
+        return self.vectors[rows]
 
 
 def test_weights_and_cache_may_be_kept_in_fewer_bits(run, monkeypatch):

@@ -53,7 +53,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Pillow.Image):
-        value = np.asarray(value)
+        value = np.asarray(value.convert() if value.mode == "P" else value)
     if isinstance(value, np.ndarray):
         update(f"{value.dtype.str}{value.shape}".encode())
         update(np.ascontiguousarray(value).tobytes())

@@ -152,7 +152,8 @@ class Engine:
             rows,
             total=len(wanted) * candidates,
             unit="image" if (prompts.script_GBT == IMAGE).any() else "text",
-            disable=None,  # unless standard error is a terminal
+            # Of one batch it would not move; None is unless standard error is a tty.
+            disable=None if len(wanted) * candidates > self.batch else True,
             leave=False,
             delay=1,
         )
