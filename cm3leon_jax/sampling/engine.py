@@ -118,7 +118,7 @@ class Engine:
     ) -> Iterator[np.ndarray]:
         """What the decoder writes: int32 [T] for each candidate of each prompt, the
         candidates of a prompt after each other; see `generate`. They come as batches
-        finish, on a terminal with a progress bar.
+        finish; of several there is a progress bar on a terminal.
 
         Several samplers take turns: candidate c is by number c mod s. A sample
         depends on the seed, the number of its prompt (`numbers`, default 0, 1, …) and
@@ -152,7 +152,6 @@ class Engine:
             rows,
             total=len(wanted) * candidates,
             unit="image" if (prompts.script_GBT == IMAGE).any() else "text",
-            # Of one batch it would not move; None is unless standard error is a tty.
             disable=None if len(wanted) * candidates > self.batch else True,
             leave=False,
             delay=1,
