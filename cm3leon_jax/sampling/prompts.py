@@ -284,7 +284,7 @@ def stack(prompts: Sequence[Prompt], layout: Layout, limit: int) -> Batch:
     prefix, length, last = [], [], []
     for g in range(streams):
         each = [prompt.streams[g] for prompt in prompts]
-        # Full prompts are not compared: lists of equal ones would be other programs.
+        # Full prompts are not compared: what one gets must not hang on the others.
         if g > 0 and all(np.array_equal(ids, each[0]) for ids in each):
             each = each[:1]
         longest = max(len(ids) for ids in each) - 1
