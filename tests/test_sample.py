@@ -66,7 +66,8 @@ def run(sample, tmp_path, monkeypatch):
 PICTURE = ("--image", "a.png")
 BOTH = (*PICTURE, *PICTURE)
 OUT, FOLDER = ("--out", "b.png"), ("--out", "made")
-WORD = ("--prompt", "what is it?")
+WORD, LIST = ("--prompt", "what is it?"), ("--prompts", "prompts.txt")
+BOX = ("--box", "0,1,9,9")
 ANSWER = ("--name", "answer", "--field", "image=a.png")
 CHOICES = ("--choice", "this", "--choice", "that")
 
@@ -246,6 +247,13 @@ def test_candidates_are_written_best_first_with_their_scores(run, monkeypatch):
         (("--task", "write", *WORD, *OUT, "--guidance", "-1"), "sampler.guidance=-1.0"),
         (("--task", "caption", "--image", "prompts.txt"), "is not a picture"),
         (("--task", "answer", *BOTH, *WORD), "2 images need as many questions"),
+        (("--task", "edit", *BOTH, *WORD, *FOLDER), "2 images need as many instr"),
+        (("--task", "edit", *BOTH, *LIST, *FOLDER, *BOX), "2 images need as many reg"),
+        (("--task", "infill", *BOTH, *FOLDER, *BOX), "2 pictures need as many masks"),
+        (
+            ("--task", "control", "--kind", "edge", *BOTH, *WORD, *FOLDER),
+            "2 images need as many prompts",
+        ),
     ],
 )
 def test_mistakes_are_named(run, arguments, message):
@@ -253,8 +261,7 @@ def test_mistakes_are_named(run, arguments, message):
         run(*arguments)
 
 
-LIST = ("--prompts", "prompts.txt")
-BOXES = ("--box", "0,1,9,9", "--box", "2,2,7,7")
+BOXES = (*BOX, "--box", "2,2,7,7")
 
 
 @pytest.mark.parametrize(
