@@ -6,7 +6,7 @@
 
 Prints the table as Markdown; `--out` writes it as .md, .html or .json too. Every result
 is compared with the first. Results of other protocols or other data are refused, also
-of other memory banks, unless that is what is compared: `--allow bank`.
+of other samplers or memory banks, unless that is what is compared: `--allow sampling`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-_MAY = ("encoder", "bank")  # differ
+_MAY = ("encoder", "bank", "sampling")  # differ
 
 
 def main() -> None:

@@ -82,6 +82,8 @@ def test_chance_is_rarely_called_a_difference():
         ({"data_hash": "other"}, "different data"),
         ({"encoder": "clip-0"}, "different encoders"),
         ({"bank": "other"}, "different memory banks"),
+        ({"examples": {"t": "y"}}, "different examples"),
+        ({"sampling": {"top_p": 0.9, "later": 1}}, "different samplers"),
     ],
 )
 def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, message):
@@ -90,7 +92,8 @@ def test_other_protocols_and_other_data_are_refused(tmp_path, samples, change, m
         result(tmp_path, "a", {"t/a": a}, bank="b", examples={"t": "x"}),
         result(tmp_path, "b", {"t/a": b}, bank="b", examples={"t": "x"}),
     ]
-    files.append(result(tmp_path, "c", {"t/a": b}))  # does not say its bank
+    # Does not say its bank, and has a setting that others lack.
+    files.append(result(tmp_path, "c", {"t/a": b}, sampling={"top_p": 1.0, "later": 0}))
     other = result(
         tmp_path, "three", {"t/a": b}, **{"bank": "b", "examples": {"t": "x"}} | change
     )
@@ -170,11 +173,19 @@ def test_an_interval_that_is_cut_off_at_0_is_as_wide_as_its_spread():
     assert found.high - found.low == pytest.approx(2 * 1.959964 * deviation)
 
 
-def test_scores_of_fewer_rows_are_no_pairs(samples):
-    scores = [interval(samples[0][:n], np.mean, n) for n in (300, 300, 299)]
-    read = [plain({"a": s.draws}, a=s) for s in scores]
+def test_scores_of_other_rows_are_no_pairs(samples):
+    (a, b), rows = samples, (range(300), range(300), range(100, 400))
+    given = zip((a, b, b), rows, strict=True)
+    scores = [interval(x[own], np.mean, 300, own) for x, own in given]
+    read = [plain({"a": s.draws}, a=s) | {"rows": {"a": s.names}} for s in scores]
     assert compare.difference("a", *read[:2]).paired
     assert not compare.difference("a", read[0], read[2]).paired
+    older, fewer = (
+        plain({"a": s.draws}, a=s)
+        for s in (scores[0], interval(a[:9], np.mean, 9, range(9)))
+    )
+    assert compare.difference("a", older, older).paired  # as many, so far as is known
+    assert not compare.difference("a", older, fewer).paired
 
 
 def test_the_command_writes_the_table_in_every_form(tmp_path, samples):
@@ -202,3 +213,20 @@ def test_the_command_writes_the_table_in_every_form(tmp_path, samples):
     )
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
     assert "none.json" in bad.stderr
+
+
+def test_a_system_before_and_after_tuning_may_sample_in_its_own_ways(tmp_path, samples):
+    def read(checkpoint, top_p, **changes):
+        changes |= {"sampling": {"caption": {"top_p": top_p, "k": 1}}}
+        values = {"t/a": samples[0]}
+        return compare.read(result(tmp_path, checkpoint, values, **changes))
+
+    first = read("pretrain", 1.0)
+    compare.check([first, tuned := read("sft@9", 0.9)])
+    assert f"{tuned['name']} has sampling.caption.top_p 0.9, not 1.0." in (
+        compare.markdown([first, tuned])
+    )
+    assert "sampling" not in compare.markdown([first, first])
+    for other in (read("pretrain@9", 0.9), read("sft", 0.9, config="other")):
+        with pytest.raises(ValueError, match=r"has sampling.caption.top_p 1.0 \(p\)"):
+            compare.check([first, other])

@@ -13,15 +13,17 @@ from cm3leon_jax.data import shapes as world
 from cm3leon_jax.data import sources
 from cm3leon_jax.evaluation import (
     compare,
+    examples,
     hallucination,
     kept,
     protocol,
 )
 from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
+from cm3leon_jax.evaluation.public_sets import PublicConfig
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import SamplingConfig
 from configs import shapes as configs_of_shapes
-from configs.eval import entities
+from configs.eval import coco_fid30k, entities
 from configs.eval import shapes as shape_protocols
 
 WORLD = world.ShapesConfig(image_size=32, layout=2)
@@ -42,6 +44,9 @@ def test_copies_do_not_narrow_an_interval():
     width = plain["high"] - plain["low"]
     assert naive["high"] - naive["low"] < 0.6 * width
     assert interval(values, np.mean, 50, range(50)) == plain | {"clusters": 50}
+    sets = [[frozenset(x) for x in rows] for rows in (("ab", "c"), ("ba", "c"), "ac")]
+    first, same, other = (interval(values[:2], np.mean, 2, x).names for x in sets)
+    assert first == same != other
 
 
 def test_what_is_always_right_may_be_wrong_the_next_time():
@@ -122,7 +127,7 @@ def test_draws_of_a_run_that_was_killed_are_not_those_of_the_old_result(
 ):
     _, path = run(workdir, PROTOCOL)
     found, write = compare.read(path), kept.write_whole
-    assert set(found["draws"]) == {"draw/count"}
+    assert set(found["draws"]) == set(found["rows"]) == {"draw/count"}
 
     def killed(path, data):
         if path.suffix == ".json":
@@ -200,6 +205,14 @@ def test_settings_that_are_not_given_leave_old_hashes_as_they_are():
     # Results of finished work directories are found by this name.
     made = Protocol(**entities.get_config().to_dict())
     assert made.hash == "d92d155de162"
+    assert dataclasses.replace(made, version=2).hash != made.hash
+    values = coco_fid30k.get_config().to_dict()
+    fid = config.make(Protocol, values, "")
+    assert fid.hash == "2d211393c9ca"
+    values["public"]["resize"] = "clean"
+    assert config.make(Protocol, values, "").hash != fid.hash
+    with pytest.raises(ValueError, match="public.resize='cubic': choose from"):
+        dataclasses.replace(fid.public, resize="cubic")
     assert dataclasses.replace(made, data_hash="x").hash != made.hash
 
 
@@ -250,6 +263,43 @@ def test_another_memory_bank_is_asked_anew_and_said(workdir):
         arguments = workdir, "pretrain", PROTOCOL, {"draw": drawn}
         made.append(protocol.run_protocol(*arguments))
     assert made[0]["bank"] != made[1]["bank"] and len(asked) == 2
+
+
+def test_a_result_has_its_settings_and_the_sampler_that_was_used(workdir):
+    result, _ = run(workdir, PROTOCOL)
+    assert Protocol(**result["settings"] | {"tasks": ("draw",)}) == PROTOCOL
+    assert set(result["sampling"]) > {"text_to_image", "caption"}
+    public = {"set": "coco_prompts", "sampler": Sampler(top_p=0.5)}
+    given = dataclasses.replace(PROTOCOL, public=PublicConfig(**public))
+    found = protocol.run_protocol(
+        *(workdir, "pretrain", given, {"draw": draw}), examples=range(12)
+    )
+    assert found["sampling"]["public"]["top_p"] == 0.5
+    assert found["settings"]["public"]["set"] == "coco_prompts"
+    assert "caption" not in found["sampling"]
+
+
+def test_examples_that_a_task_draws_are_those_of_earlier_results(workdir):
+    def measured(drawn, checkpoint="pretrain@3", **options):
+        def task(model, documents, seed):
+            made = examples.enough(model, "some", iter(drawn), 3, examples.one)
+            return draw(model, made, seed)
+
+        arguments = workdir, checkpoint, PROTOCOL, {"draw": task}
+        return protocol.run_protocol(*arguments, **options)["examples"]
+
+    drawn = sources.read_documents(workdir / "documents", "test")
+    first = measured(drawn, "pretrain")
+    assert set(first) == {"some"} and measured(drawn) == first
+    changed = [dataclasses.replace(d, metadata={"other": 1}) for d in drawn]
+    with pytest.raises(ValueError, match="examples of some are others than"):
+        measured(changed)
+    assert measured(changed, overwrite=True) != first
+    # An older result does not say, and nothing is held against it.
+    for path in workdir.glob("eval/*.json"):
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({k: x for k, x in found.items() if k != "examples"}))
+    assert measured(drawn) == first
 
 
 class Drawing:

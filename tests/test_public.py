@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax import config, stages
 from cm3leon_jax.evaluation import hallucination, public, public_job, public_sets
-from cm3leon_jax.evaluation.kept import Kept, Parts
+from cm3leon_jax.evaluation.kept import Kept, Parts, digest
 from cm3leon_jax.evaluation.protocol import Protocol
 from cm3leon_jax.evaluation.public_sets import PublicConfig
 from cm3leon_jax.sampling.rerank import Ranked
@@ -256,6 +256,12 @@ def test_what_captions_make_up_is_counted_by_coco_things(tmp_path, monkeypatch):
     tiny_sets.put(folder / "annotations/instances_val2014.json", made)
     found = rate(folder)
     assert found["hallucinated@0"] == 0 and 0.9 < found["named@0"] < 1  # but a sheep
+    noted: list[str] = []  # the result has their digest
+    monkeypatch.setattr(public, "note", lambda *x: noted.append(digest(x[2])))
+    for names in ("picture\n3, three\n4\n", "picture\n3, three\n4, four\n"):
+        (folder / "synonyms.txt").write_text(names)
+        rate(folder)
+    assert len(set(noted)) == 2
     texts = ["a picture 3", "a picture 4"]
     things = hallucination.coco_shown(folder, ["3", "8"])
     words = hallucination.read_synonyms(folder / "synonyms.txt")

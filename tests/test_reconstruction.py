@@ -42,15 +42,15 @@ def test_equal_pictures_are_perfect(pictures):
 
 
 def test_code_use_of_counted_cases():
-    assert reconstruction.code_use(np.zeros((2, 4, 4), int), 8) == {
+    assert reconstruction.code_use(np.array([32] + [0] * 7)) == {
         "usage": 1 / 8,
         "bits": 0.0,
         "perplexity": 1.0,
     }
-    use = reconstruction.code_use(np.arange(8).reshape(2, 2, 2), 16)
+    use = reconstruction.code_use(np.array([1] * 8 + [0] * 8))
     assert use == {"usage": 0.5, "bits": 3.0, "perplexity": 8.0}
     # Shares 1/2, 1/4, 1/4.
-    assert reconstruction.code_use(np.array([0, 0, 1, 2]), 4)["bits"] == 1.5
+    assert reconstruction.code_use(np.array([2, 1, 1, 0]))["bits"] == 1.5
 
 
 def test_scores_are_means_over_pictures(pictures):

@@ -263,6 +263,18 @@ def test_scores_of_a_perfect_mask_and_of_the_grid_s_best():
     assert 0 < cats["low"] < cats["value"] < cats["high"] < 1
 
 
+def test_scores_of_a_class_name_the_pictures_they_are_of():
+    truth = np.zeros((6, 4, 4), int)
+    truth[0] = 1
+    made = [truth.copy(), truth.copy()]
+    made[0][1], made[1][2] = 1, 1  # as many pictures, but others
+    names = ("background", "cat")
+    one, two = (scoring.scores(truth, x, truth, names) for x in made)
+    assert one["iou/cat"]["n"] == two["iou/cat"]["n"]
+    assert one["iou/cat"].names != two["iou/cat"].names
+    assert one["miou"].names == two["miou"].names
+
+
 def test_classes_that_are_nowhere_have_no_score():
     truth = np.zeros((2, 8, 8), int)
     truth[:, 2:6, 2:6] = 1

@@ -5,7 +5,13 @@ import pytest
 import references
 from scipy.special import log_softmax
 
-from cm3leon_jax.evaluation import inception_score, ndcg, precision_recall
+from cm3leon_jax.evaluation import (
+    inception_score,
+    ndcg,
+    precision_recall,
+    public_pictures,
+    reconstruction,
+)
 from cm3leon_jax.evaluation.precision_recall import Balls
 
 WHY = references.WHY
@@ -116,3 +122,17 @@ def test_ndcg_of_the_best_order_is_one_and_needs_relevance():
     assert ndcg.ndcg(-relevance, relevance)[1] == 0
     with pytest.raises(ValueError, match="a relevance above 0"):
         ndcg.ndcg(relevance, relevance * [[1], [0]])
+
+
+def test_use_of_codes_has_intervals_over_pictures():
+    rng = np.random.default_rng(0)
+    codes = np.minimum(rng.geometric(0.05, (200, 16)), 64) - 1
+    codes[:100] = codes[:1]  # copies say no more than one
+    found = public_pictures.code_scores(codes, 80)
+    whole = reconstruction.code_use(np.bincount(codes.ravel(), minlength=80))
+    for key, score in found.items():
+        assert score["value"] == pytest.approx(whole[key], abs=1e-5)
+        assert score["low"] < score["value"] < score["high"]
+        assert score["n"] == 200 and len(score.draws) == 1000
+    assert found["usage"]["high"] <= 1 and found["bits"]["high"] <= 6.4
+    assert 0.02 < found["bits"]["high"] - found["bits"]["low"] < 0.6

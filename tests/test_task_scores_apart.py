@@ -19,8 +19,14 @@ def test_edits_for_which_the_context_has_no_room_are_left_out():
     needed = [len(d.segments) + 3 * 64 + n for d, n in zip(given, texts, strict=True)]
     room = SimpleNamespace(length=sorted(needed)[COUNT // 2])
     model.system = SimpleNamespace(**vars(Oracle.system) | {"decoder_config": room})
-    left = task_edits.edit_region(model, given, 0).samples
-    assert COUNT > len(left) == sum(n <= room.length for n in needed)
+    found = task_edits.edit_region(model, given, 0)
+    assert COUNT > len(found.samples) == sum(n <= room.length for n in needed)
+    out = COUNT - len(found.samples)
+    assert {score["left_out"] for score in found.scores.values()} == {out}
+    whole = task_edits.edit_region(Oracle(), given, 0).scores
+    for key in {"changed", "kept", "kept_background"} & set(found.scores):
+        assert whole[key]["left_out"] == 0
+        assert whole[key].names != found.scores[key].names
 
 
 class NotTuned(Oracle):

@@ -1,7 +1,7 @@
 """Results of one protocol side by side, with what of the differences is chance.
 
 Every result is compared with the first. Where both have kept the draws of their
-bootstrap (`eval/NAME.npz`), and those are of as many examples, the difference is taken
+bootstrap (`eval/NAME.npz`), and those are of the same examples, the difference is taken
 draw by draw: a paired bootstrap. Elsewhere the two are taken for independent and
 normal, and their spread is read from their intervals.
 """
@@ -24,14 +24,14 @@ import numpy as np
 from cm3leon_jax.config import read_json, write_whole
 from cm3leon_jax.evaluation.frechet import PARTS
 from cm3leon_jax.evaluation.kept import digest
-from cm3leon_jax.evaluation.page import table
+from cm3leon_jax.evaluation.page import flat, table
 from cm3leon_jax.evaluation.report import STYLE
 
 SURE = 0.05
 _NEEDED = {"protocol", "protocol_hash", "config", "config_hash", "scores"}
 # What results must agree in; the second a system lacks, or an older result.
 SAME = {"protocol_hash": "protocols", "data_hash": "data", "encoder": "encoders"}
-_IF_SAID = {"bank": "memory banks"}
+_IF_SAID = {"examples": "examples", "bank": "memory banks", "sampling": "samplers"}
 _SIGMAS = 2 * 1.959964  # that a 95 % interval is wide
 # Scores of which less is better, by the first word of the measure.
 LOWER = ("fid", "rfid", "frechet", "nats", "perplexity", "hallucinat", "empty")
@@ -69,10 +69,11 @@ def read(path: str | Path) -> dict[str, Any]:
                 draws = {key: arrays[key] for key in arrays.files}
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{kept} is damaged ({error}): delete it") from error
-    of = draws.pop("of", None)  # None: they are older than this entry
+    # Older draws do not say of what they are.
+    of, rows = draws.pop("of", None), json.loads(str(draws.pop("rows", "{}")))
     if of is not None and of != digest(result):
         draws = {}
-    return result | {"draws": draws, "name": str(path)}
+    return result | {"draws": draws, "rows": rows, "name": str(path)}
 
 
 def read_all(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -95,15 +96,32 @@ def check(results: Sequence[Mapping[str, Any]], allowed: Sequence[str] = ()) -> 
     first = results[0]
     for other in results[1:]:
         for key, what in (SAME | _IF_SAID).items():
-            a, b = first.get(key), other.get(key)
-            unsaid = key in _IF_SAID and None in (a, b)
-            if key not in allowed and not unsaid and a != b:
+            unsaid = key in _IF_SAID and None in (first.get(key), other.get(key))
+            tuned = key == "sampling" and _stages(first, other) == {"pretrain", "sft"}
+            if key in allowed or unsaid or tuned:
+                continue
+            for name, (a, b) in _differences(key, first, other).items():
                 raise ValueError(
                     f"results of different {what} cannot be compared: "
-                    f"{first['name']} has {key} {a} ({first.get('protocol')}), "
+                    f"{first['name']} has {name} {a} ({first.get('protocol')}), "
                     f"{other['name']} has {b} ({other.get('protocol')}); "
                     "measure both by one protocol on the same documents"
                 )
+
+
+def _stages(first: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    """Whose checkpoints of one system these are."""
+    same = first["config"] == other["config"]
+    both = (first, other) if same else ()
+    return {x.get("checkpoint", "").partition("@")[0] for x in both}
+
+
+def _differences(
+    key: str, first: Mapping[str, Any], other: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Of sections, in what both have: settings come to be."""
+    a, b = (dict(flat({key: result.get(key)})) for result in (first, other))
+    return {x: (a[x], b[x]) for x in a if x in b and a[x] != b[x]}
 
 
 def difference(
@@ -115,7 +133,12 @@ def difference(
         return None
     gap = b["value"] - a["value"]
     both = [x["draws"][key] for x in (first, other) if key in x["draws"]]
-    paired = len(both) == 2 and all(a.get(x) == b.get(x) for x in ("n", "clusters"))
+    # Of what they are; older ones say of how many things only.
+    rows = [
+        x.get("rows", {}).get(key, (score["n"], score.get("clusters")))
+        for x, score in ((first, a), (other, b))
+    ]
+    paired = len(both) == 2 and rows[0] == rows[1]
     if paired:
         gaps = both[1].astype(np.float64) - both[0]
         low, high = np.quantile(gaps, (0.025, 0.975))
@@ -234,10 +257,14 @@ def _about(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _legend(results: Sequence[Mapping[str, Any]]) -> str:
-    others = {json.dumps(result.get("sampling"), sort_keys=True) for result in results}
+    first = results[0]
+    others = [
+        f" {other['name']} has {name} {b}, not {a}."
+        for other in results[1:]
+        for name, (a, b) in _differences("sampling", first, other).items()
+    ]
     return (
-        f"Values with 95 % intervals. Better or worse than {results[0]['name']} where "
+        f"Values with 95 % intervals. Better or worse than {first['name']} where "
         f"p < {SURE} (two-sided; of {len(_keys(results))} scores some are by chance), "
-        "≈ where not; by a paired bootstrap unless it says unpaired."
-        + (" Their configs sample differently." if len(others) > 1 else "")
+        "≈ where not; by a paired bootstrap unless it says unpaired." + "".join(others)
     )

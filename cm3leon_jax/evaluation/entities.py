@@ -26,6 +26,7 @@ from cm3leon_jax.data.entities import BANK, QUERIES, EntitiesConfig
 from cm3leon_jax.data.hashing import uniform
 from cm3leon_jax.data.shapes import Object
 from cm3leon_jax.evaluation import oracle
+from cm3leon_jax.evaluation.kept import note
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
 from cm3leon_jax.sampling.engine import Engine
 
@@ -45,7 +46,9 @@ def entity(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     world = _world(model)
     scores: dict[str, Score] = {}
     samples: list[list[Sample]] = []
-    for group, queries in _queries(world, documents, PER_GROUP).items():
+    asked = _queries(world, documents, PER_GROUP)
+    note(model, "entity", asked)
+    for group, queries in asked.items():
         common = _commonest([_look(query) for query in queries])
         scores[f"chance_{group}"] = _attributes(queries, [common] * len(queries))
         given: dict[str, Found] = {"0": [[] for _ in queries]}
@@ -90,7 +93,9 @@ def retrieve(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
     if not _has_memory(model, world):
         raise ValueError(f"{model.system.name} has no memory to retrieve from")
     scores: dict[str, Score] = {}
-    for group, queries in _queries(world, documents, PER_RECALL).items():
+    asked = _queries(world, documents, PER_RECALL)
+    note(model, "retrieve", asked)
+    for group, queries in asked.items():
         names = [query.metadata["entity"] for query in queries]
         found = retrieved(model, queries)
         same = [

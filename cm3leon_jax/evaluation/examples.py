@@ -16,37 +16,37 @@ from cm3leon_jax.data import icon_tasks, shape_tasks, tasks
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.icons import IconsConfig
 from cm3leon_jax.evaluation import scenes
+from cm3leon_jax.evaluation.kept import note
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome
 
 UNSEEN = "unseen_wording"
 Answer = TypeVar("Answer")
 Fields = dict[str, Any]
+Counted = Callable[[Document], int]
 Scorer = Callable[[CM3Leon, Sequence[Document], int], Outcome]
 
 
 def drawn(
-    model: CM3Leon,
-    task: str,
-    least: int,
-    counted: Callable[[Document], int],
-    unseen: bool = False,
+    model: CM3Leon, task: str, least: int, counted: Counted, unseen: bool = False
 ) -> list[Document]:
     """The first test examples of a task that have `least` counted things together."""
     world, own = model.system.source, icon_tasks
     if not isinstance(world, IconsConfig):
         world, own = scenes.world_of(model), shape_tasks
     made = own.examples(world, task, "test", unseen_wording=unseen)
-    return enough(made, least, counted)
+    return enough(model, f"{task}_{UNSEEN}" if unseen else task, made, least, counted)
 
 
 def enough(
-    made: Iterator[Document], least: int, counted: Callable[[Document], int]
+    model: CM3Leon, name: str, made: Iterator[Document], least: int, counted: Counted
 ) -> list[Document]:
-    """The first of these documents that have `least` counted things together."""
+    """The first of these documents, known by a name in results, that have `least`
+    counted things together."""
     found, total = [], 0
     while total < least:
         found.append(next(made))
         total += counted(found[-1])
+    note(model, name, found)
     return found
 
 
@@ -61,10 +61,7 @@ def one(_: Document) -> int:
 
 
 def evaluator(
-    task: str,
-    scorer: Scorer,
-    counted: Callable[[Document], int] = objects,
-    again: Sequence[str] = (),
+    task: str, scorer: Scorer, counted: Counted = objects, again: Sequence[str] = ()
 ) -> Evaluator:
     """Scores of at least as many counted things as the protocol has documents. Those
     named in `again` are measured a second time, in wordings that training never used.

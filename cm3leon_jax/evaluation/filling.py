@@ -45,8 +45,9 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     boxes = [offgrid_box(rng, world, grid) for _ in documents]
     given, touched, _, borders, others = _fill_fitting(model, documents, boxes, seed)
     if given:
-        scores["objects_offgrid"] = _f1(given, touched)
-        scores["seams_offgrid"] = seams(borders)
+        made = {"objects_offgrid": _f1(given, touched), "seams_offgrid": seams(borders)}
+        scenes.partial(made, documents, given)
+        scores |= made
         pairs = zip(samples, others, strict=False)
         samples = [sample for both in pairs for sample in both]
     return Outcome(scores, samples)
@@ -64,9 +65,10 @@ def infill_sizes(model: CM3Leon, documents: Sequence[Document], seed: int) -> Ou
             model, documents, masks, seed
         )
         if given:
-            scores[f"objects_{low}_{high}"] = _f1(given, inside)
-            scores[f"kept_{low}_{high}"] = _f1(given, outside)
-            scores[f"seams_{low}_{high}"] = seams(borders)
+            made = {"objects": _f1(given, inside), "kept": _f1(given, outside)}
+            made |= {"seams": seams(borders)}
+            scenes.partial(made, documents, given)
+            scores |= {f"{key}_{low}_{high}": score for key, score in made.items()}
             samples.append(some)
     turns = zip(*samples, strict=False)
     return Outcome(scores, [sample for turn in turns for sample in turn])

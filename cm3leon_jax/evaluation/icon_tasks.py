@@ -59,6 +59,7 @@ from cm3leon_jax.evaluation.examples import (
     asked,
     column,
     drawn,
+    enough,
     evaluator,
     one,
     picture,
@@ -259,7 +260,7 @@ def reference_style_new(
         )
     new = dataclasses.replace(world, sets=others)
     made = icon_tasks.examples(new, "reference_style", "test")
-    some = list(itertools.islice(made, len(documents)))
+    some = enough(model, "reference_style_new", made, len(documents), one)
     return _STYLE(model, some, seed)
 
 

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ _EACH = ("masks", "prompts", "questions", "choices", "contexts", "instructions")
 
 def digest(value: Any) -> str:
     """12 hex digits that name a value: numbers, texts, arrays, pictures, documents,
-    and dataclasses, mappings and sequences of them."""
+    and dataclasses, mappings, sequences and sets of them."""
     found = hashlib.sha256()
     _feed(found.update, value)
     return found.hexdigest()[:12]
@@ -70,6 +70,8 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         update(f"[{len(value)}".encode())
         for item in value:
             _feed(update, item)
+    elif isinstance(value, Set):
+        update(f"<{len(value)}{sorted(map(digest, value))}".encode())
     else:
         update(f"{value!r},".encode())
 
@@ -146,7 +148,8 @@ def write_result(path: Path, found: dict[str, Any]) -> None:
     are of: a kill may leave the old one beside new draws."""
     drawn = {k: x for k, x in found["scores"].items() if hasattr(x, "draws")}
     arrays: dict[str, Any] = {k: x.draws.astype(np.float32) for k, x in drawn.items()}
-    np.savez_compressed(file := io.BytesIO(), of=digest(found), **arrays)
+    rows = json.dumps({key: score.names for key, score in drawn.items()})
+    np.savez_compressed(file := io.BytesIO(), of=digest(found), rows=rows, **arrays)
     write_whole(path.with_suffix(".npz"), file.getvalue())
     write_whole(path, json.dumps(found, indent=1))
 
@@ -161,6 +164,9 @@ class Kept:
     ):
         self.model, self.parts, self.identity = model, parts, identity
         self._encoder = encoder
+        # Digests of what is `note`d, and those of earlier results.
+        self.seen: dict[str, str] = {}
+        self.known: dict[str, str] = {}
 
     @property
     def embedder(self) -> Embedder | None:
@@ -207,6 +213,19 @@ class Kept:
 
         names = [digest(key) for key in keys]  # not all of them at once in memory
         return [x for part in self.parts.run(names, work, name) for x in part]
+
+
+def note(model: Any, name: str, examples: Any) -> None:
+    """These are what a model is asked, or scored by, beside the protocol's documents:
+    the result will have their digest. ValueError where earlier ones have another."""
+    if isinstance(model, Kept):
+        model.seen[name] = found = digest(examples)
+        if model.known.get(name, found) != found:
+            raise ValueError(
+                f"examples of {name} are others than in earlier results of this "
+                "protocol and work directory, by another version of this package or "
+                "other files: delete those results, or give --overwrite"
+            )
 
 
 def _cut(value: Any, own: slice, count: int) -> Any:

@@ -35,7 +35,7 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.codec import load_image_tokenizer
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.sources import ENOUGH, read_documents
-from cm3leon_jax.evaluation import contact_sheet
+from cm3leon_jax.evaluation import contact_sheet, public_sets
 from cm3leon_jax.evaluation.kept import Kept, Parts, digest, write_result
 from cm3leon_jax.evaluation.page import FAILURES, stage_hash
 from cm3leon_jax.evaluation.public_sets import PublicConfig
@@ -50,19 +50,21 @@ Score = dict[str, float | int]
 TOKENIZER = "image_tokenizer"  # a checkpoint that public pictures can be measured by
 _RESAMPLES = 1000
 # Settings that came after the first results: they count where they are given.
-_LATER = ("data_hash", "public")
+_LATER = {"data_hash": None, "public": None, "version": 1}
 
 
 class Interval(dict):
     """A `Score` that knows the bootstrap's draws of its value, float64 [1000].
 
-    Draw i is of the same clusters for everybody who has as many, so that two results on
-    the same data can be compared draw by draw. `rows` is what `statistic` is of.
+    Draw i is of the same clusters for everybody who has as many, so that two results of
+    the same `names`, a digest of the rows', can be compared draw by draw. `rows` is
+    what `statistic` is of.
     """
 
     draws: np.ndarray
     rows: np.ndarray
     statistic: Callable[[np.ndarray], float]
+    names: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class Protocol:
     from (`data_key`); it is no part of the protocol's own hash. Of all other data the
     first result of a work directory decides: later ones must be of the same.
     `public`: a public set that the documents come from, and what is done with them.
+    `version` is that of the scores: it is raised when one of the same samples changes.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Protocol:
     data_hash: str | None = None
     public: PublicConfig | None = None
     data: dict[str, str] = field(default_factory=dict)
+    version: int = 1
 
     def __post_init__(self):
         if self.documents < 1:
@@ -97,9 +101,11 @@ class Protocol:
     def hash(self) -> str:
         values = dataclasses.asdict(self)
         del values["data"]
-        for name in _LATER:
-            if values[name] is None:
-                del values[name]
+        public = values["public"] or {}
+        for section, later in ((values, _LATER), (public, public_sets.LATER)):
+            for name in later:
+                if name in section and section[name] == later[name]:
+                    del section[name]
         return configs.config_hash(values)
 
 
@@ -135,8 +141,9 @@ def interval(
 
     `n` is the number of things counted (objects, pictures), for the reader. Rows of
     one of the `clusters` [M] are copies of each other: they are drawn together, and
-    the score says how many clusters there are. Of rows that are all 0, or all 1, every
-    draw is the same: the interval of their mean is Wilson's.
+    the score says how many clusters there are; where which rows there are depends on
+    the model, they must name them. Of rows that are all 0, or all 1, every draw is the
+    same: the interval of their mean is Wilson's.
     """
     names = list(clusters if clusters is not None else range(len(values)))
     members: dict[Hashable, list[int]] = {}
@@ -168,6 +175,7 @@ def interval(
     if clusters is not None:
         score["clusters"] = len(groups)
     score.draws, score.rows, score.statistic = np.array(draws), values, statistic
+    score.names = digest(names)
     return score
 
 
@@ -220,6 +228,12 @@ def run_protocol(
             model.context.encoder = encoder  # it chooses among candidates too
     _check_finite(model, f"{workdir}, checkpoint {checkpoint}")
     samples = workdir / "samples" / path.stem
+    settings, own = dataclasses.asdict(protocol), model.system.sampling
+    del settings["data"]
+    sampling, public = dataclasses.asdict(own), protocol.public
+    if public is not None and public.sampler is not None:
+        rerank = dataclasses.asdict(public.rerank or own.rerank)
+        sampling = {"public": settings["public"]["sampler"], "rerank": rerank}
     folder, _, named = checkpoint.partition("@")
     step = int(named) if named else latest_step(workdir / folder)
     result = {
@@ -233,7 +247,8 @@ def run_protocol(
         "data_hash": data_hash,
         "documents": len(chosen),
         "seed": protocol.seed,
-        "sampling": dataclasses.asdict(model.system.sampling),
+        "sampling": sampling,
+        "settings": settings,
     }
     if encoder is not None:
         result["encoder"] = encoder.name
@@ -246,6 +261,8 @@ def run_protocol(
         shutil.rmtree(parts.folder, ignore_errors=True)
     together("evaluation begins")
     kept: Any = Kept(model, parts, identity, encoder)
+    for _, found in [] if overwrite else _earlier(workdir, protocol):
+        kept.known |= found.get("examples", {})
     outcomes = {
         task: evaluators[task](kept, chosen, protocol.seed) for task in protocol.tasks
     }
@@ -262,6 +279,7 @@ def run_protocol(
                 f"not finite; no result is written. {parts.folder} has the answers"
             )
     result |= {
+        "examples": kept.seen,
         "hardware": hardware(),
         "seconds": round(time.monotonic() - start, 1),
         "measured": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
@@ -320,12 +338,17 @@ def _known_data(
             "as it is made from these settings; prepare it anew if another version of "
             "this package, numpy, Pillow or resvg_py has drawn it"
         )
-    start = result_file(workdir, protocol, "").name.removesuffix(".json")
-    for other in sorted((workdir / "eval").glob(f"{start}*.json")):
-        found = configs.read_json(other, "delete it").get("data_hash")
-        if found and not overwrite:
-            return found, f"as in {other}: delete that, or give --overwrite"
+    for other, found in [] if overwrite else _earlier(workdir, protocol):
+        if data_hash := found.get("data_hash"):
+            return data_hash, f"as in {other}: delete that, or give --overwrite"
     return None, ""
+
+
+def _earlier(workdir: Path, protocol: Protocol) -> list[tuple[Path, dict[str, Any]]]:
+    """The protocol's results in a work directory."""
+    start = result_file(workdir, protocol, "").name.removesuffix(".json")
+    files = sorted((workdir / "eval").glob(f"{start}*.json"))
+    return [(path, configs.read_json(path, "delete it")) for path in files]
 
 
 class _Tokenizer:

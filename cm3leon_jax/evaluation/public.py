@@ -29,6 +29,7 @@ from cm3leon_jax.evaluation import (
     text_scores,
     vqa,
 )
+from cm3leon_jax.evaluation.kept import note
 from cm3leon_jax.evaluation.pairs import SHOWN
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
 from cm3leon_jax.evaluation.public_job import Job
@@ -49,6 +50,7 @@ def caption(job: Job) -> Outcome:
         synonyms = hallucination.read_synonyms(job.folder / "synonyms.txt")
         ids = [example.id for example in job.examples]
         things = hallucination.coco_shown(job.folder, ids)
+        note(job.kept, "hallucination", [synonyms, things])
 
     def ask(own: slice, asked: dict[str, Any]) -> list[str]:
         return job.model.caption(job.pictures(own), **style, **asked)
@@ -161,6 +163,8 @@ def segment(job: Job) -> Outcome:
     job.check_side()
     masks, side = job.model.codec.masks, job.config.image_size
     known = public_sets.labels(job.folder)
+    sizes = [(job.folder / x.mask).stat().st_size for x in job.examples]
+    note(job.kept, "masks", [known, sizes])
     shared = [name for name in job.model.classes[1:] if name in known]
     if masks is None or not shared:
         raise ValueError(

@@ -74,7 +74,7 @@ class Job:
     def network(self) -> features.Features:
         """What features of pictures are by."""
         if self.config.features == "inception":
-            return features.inception(self.folder / INCEPTION)
+            return features.inception(self.folder / INCEPTION, self.config.resize)
         return features.efficientnet_lite0()
 
     @property

@@ -144,7 +144,7 @@ def reconstruction(job: Job) -> Outcome:
         found: dict[str, Any] = {
             "psnr": psnr(originals, made),
             "ssim": ssim(originals, made),
-            "codes": np.bincount(codes.ravel(), minlength=tokenizer.codebook),
+            "codes": codes.reshape(len(codes), -1),
             "shown": [Pillow.fromarray(made[i]) for i in job.shown(own)],
         }
         if "fid" in metrics:
@@ -152,14 +152,12 @@ def reconstruction(job: Job) -> Outcome:
         return found
 
     def run(key: str) -> Iterator[np.ndarray]:
-        return (part[key] for part in job.parts("reconstructions", work))
+        return (part[key] for part in job.parts("pictures and codes", work))
 
     values = {key: np.concatenate([*run(key)]) for key in ("psnr", "ssim")}
     scores = {key: interval(x, np.mean, len(x)) for key, x in values.items()}
-    counts, n = np.sum([*run("codes")], axis=0), len(job.examples)
-    codes = np.repeat(np.arange(len(counts)), counts)
-    for key, value in code_use(codes, len(counts)).items():
-        scores[f"codes_{key}"] = {"value": value, "low": value, "high": value, "n": n}
+    used = code_scores(np.concatenate([*run("codes")]), tokenizer.codebook)
+    scores |= {f"codes_{key}": score for key, score in used.items()}
     if "fid" in metrics:
         found = Real(job, {"fid"}, lambda: run("real")).compared(lambda: run("made"))
         scores |= {"r" * (key == "fid") + key: score for key, score in found.items()}
@@ -177,6 +175,24 @@ def reconstruction(job: Job) -> Outcome:
             for example, picture in zip(job.examples, shown, strict=False)
         ],
     )
+
+
+def code_scores(codes_NL: np.ndarray, codebook: int) -> dict[str, Score]:
+    """`code_use` with intervals over pictures, many in 256 groups. Drawn anew, fewer of
+    them differ and use fewer codes: draws are moved, so that their mean is the value.
+    """
+    n = len(codes_NL)
+    groups = min(n, 256)
+    index_NL = np.arange(n)[:, None] % groups * codebook + codes_NL
+    counts = np.bincount(index_NL.ravel(), minlength=groups * codebook)
+    counts_GZ, found = counts.reshape(groups, codebook), {}
+    for key, most in code_use(np.ones(codebook)).items():
+        score = interval(counts_GZ, lambda x, key=key: code_use(x.sum(0))[key], n)
+        score.draws += (shift := score["value"] - score.draws.mean())
+        high = min(score["high"] + shift, most)
+        found[key] = score
+        score |= {"low": round(score["low"] + shift, 5), "high": round(high, 5)}
+    return found
 
 
 def _best(

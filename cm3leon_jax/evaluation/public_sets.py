@@ -23,11 +23,13 @@ from typing import Any, Literal
 
 from cm3leon_jax import config as configs
 from cm3leon_jax.evaluation import public_tfds
+from cm3leon_jax.evaluation.features import RESIZES
 from cm3leon_jax.evaluation.public_tfds import Captioned
 from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 
 EXAMPLES = "examples.jsonl"
+LATER = {"resize": RESIZES[0]}  # of a config, as in `protocol.py`
 UNCOUNTED = 255  # in masks
 # What each task can be asked for beside what it always measures.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -47,8 +49,9 @@ class PublicConfig:
     `retrieve`: documents before each prompt, `candidates`: pictures of which the best
     is taken; one score each. `sampler` and `rerank` None are those of the system's
     config. `image_size` is that of the pictures compared (their centred square, resized
-    by Lanczos). `features`: of the pictures, for Fréchet distances. `version` is that
-    of this code: it is raised when a score of the same samples changes.
+    by Lanczos). `features`: of the pictures, for Fréchet distances; `resize`: how they
+    are for Inception (`evaluation/features.py`). `version` is that of this code: it is
+    raised when a score of the same samples changes.
     """
 
     set: str
@@ -62,6 +65,7 @@ class PublicConfig:
     image_size: int = 256
     features: Literal["inception", "efficientnet_lite0"] = "inception"
     version: int = 1
+    resize: str = RESIZES[0]
 
     def __post_init__(self):
         if self.set not in SETS:
@@ -73,6 +77,8 @@ class PublicConfig:
                 raise ValueError(
                     f"public.{name}={values}: different numbers from {least} on"
                 )
+        if self.resize not in RESIZES:
+            raise ValueError(f"public.resize={self.resize!r}: choose from {RESIZES}")
         if self.features not in ("inception", "efficientnet_lite0"):
             raise ValueError(
                 f"public.features={self.features!r}: choose inception or "

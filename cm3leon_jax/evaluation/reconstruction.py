@@ -48,13 +48,12 @@ def ssim(images_BYXC: np.ndarray, made_BYXC: np.ndarray) -> np.ndarray:
     return (luminance * structure).mean((1, 2, 3))
 
 
-def code_use(codes: np.ndarray, codebook: int) -> dict[str, float]:
-    """`usage`, the share of the codebook in use; `bits` per code, the entropy of the
-    codes' frequencies; and `perplexity`, 2 to that power."""
-    count_Z = np.bincount(np.ravel(codes), minlength=codebook)
+def code_use(count_Z: np.ndarray) -> dict[str, float]:
+    """Of how often each code was seen: `usage`, the share of the codebook in use;
+    `bits` per code, the entropy of the frequencies; `perplexity`, 2 to that power."""
     share = count_Z[count_Z > 0] / count_Z.sum()
     bits = float(-(share * np.log2(share)).sum())
-    usage = len(share) / codebook
+    usage = len(share) / len(count_Z)
     return {"usage": usage, "bits": bits, "perplexity": math.exp2(bits)}
 
 
@@ -65,7 +64,7 @@ def scores(
     return {
         "psnr": float(psnr(images_BYXC, made_BYXC).mean()),
         "ssim": float(ssim(images_BYXC, made_BYXC).mean()),
-        **code_use(codes, codebook),
+        **code_use(np.bincount(np.ravel(codes), minlength=codebook)),
     }
 
 

@@ -10,6 +10,7 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import Object, Scene, ShapesConfig
 from cm3leon_jax.evaluation import oracle
+from cm3leon_jax.evaluation.kept import digest
 from cm3leon_jax.evaluation.protocol import Sample, Score, interval
 
 Objects = frozenset[Object]
@@ -75,6 +76,13 @@ def samples(
         Sample(text=text, pictures={"picture": x}, ok=w == f, note=difference(w, f))
         for text, x, w, f in rows
     ]
+
+
+def partial(scores: dict[str, Any], all_: Sequence[Any], some: Sequence[Any]) -> None:
+    """Says of scores that they are of `some` documents, which fit into the context."""
+    for score in scores.values():
+        score["left_out"] = len(all_) - len(some)
+        score.names = digest([score.names, [document.id for document in some]])
 
 
 def columns(pairs: Sequence[tuple]) -> tuple[list, list]:

@@ -56,6 +56,7 @@ def scores(
                 made_BCC[mine],
                 lambda x, label=label: float(iou(x.sum(0))[label]),
                 int(shown_BC[:, label].sum()),
+                np.flatnonzero(mine).tolist(),
             )
     return found
 

@@ -38,10 +38,10 @@ def edit(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 def edit_region(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """Within a box around what is to change: all codes outside it are copied, so
     `kept` tells of objects in the box's cells and of the image tokenizer. Examples that
-    do not fit into the context are left out."""
-    documents = [document for document in documents if _fits(model, document)]
+    do not fit into the context are left out: `left_out` of each score."""
+    fitting = [document for document in documents if _fits(model, document)]
     painted = asked(
-        documents,
+        fitting,
         lambda given, wording: model.edit(
             given["source"],
             given["instruction"],
@@ -50,7 +50,9 @@ def edit_region(model: CM3Leon, documents: Sequence[Document], seed: int) -> Out
             seed=seed,
         ),
     )
-    return outcome(scenes.world_of(model), documents, painted)
+    found = outcome(scenes.world_of(model), fitting, painted)
+    scenes.partial(found.scores, documents, fitting)
+    return found
 
 
 def two_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
@@ -58,7 +60,8 @@ def two_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outco
     one, `first` and `second`: the share of places right of that edit, in the order of
     the instruction; `both`: of pictures with all of them right."""
     world = scenes.world_of(model)
-    some = enough(shape_tasks.two_edits(world, "test"), len(documents), changes)
+    made = shape_tasks.two_edits(world, "test")
+    some = enough(model, "two_edits", made, len(documents), changes)
     images, texts = column(some, "source"), column(some, "instruction")
     painted = model.edit(images, texts, wording=0, seed=seed)
     whole = outcome(world, some, painted)
@@ -81,7 +84,8 @@ def two_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outco
 def untaught_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """Edits of kinds that no training example has, in words that it has."""
     world = scenes.world_of(model)
-    some = enough(shape_tasks.untaught_edits(world, "test"), len(documents), changes)
+    made = shape_tasks.untaught_edits(world, "test")
+    some = enough(model, "untaught_edits", made, len(documents), changes)
     images, texts = column(some, "source"), column(some, "instruction")
     return outcome(world, some, model.edit(images, texts, wording=0, seed=seed))
 

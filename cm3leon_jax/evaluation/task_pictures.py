@@ -290,7 +290,8 @@ def segment(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     masks = model.codec.masks
     if masks is None:
         raise ValueError(f"{model.system.name} has no classes to segment by")
-    documents = [d for d in documents if highest_label(d) < len(masks.classes)]
+    every = documents
+    documents = [d for d in every if highest_label(d) < len(masks.classes)]
     made = asked(
         documents,
         lambda given, wording: model.segment(
@@ -302,6 +303,7 @@ def segment(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     scores = segmentation.scores(
         np.stack(truth), np.stack(made), np.stack(best), masks.classes
     )
+    scenes.partial(scores, every, documents)
 
     def coloured(labels: np.ndarray) -> Pillow.Image:
         return picture(controls.class_picture(labels, len(masks.classes)))
