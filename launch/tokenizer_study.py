@@ -148,8 +148,7 @@ def _make(config: dict, workdir: Path, name: str) -> dict:
 def _page(result: dict) -> str:
     from html import escape
 
-    from cm3leon_jax.evaluation.page import duration, show, table
-    from cm3leon_jax.evaluation.report import STYLE
+    from cm3leon_jax.evaluation.page import duration, frame, show, table
     from cm3leon_jax.evaluation.study import UNIT
 
     rows = []
@@ -170,17 +169,15 @@ def _page(result: dict) -> str:
         f"{key} {escape(str(result[key]))}"
         for key in ("config", "config_hash", "hardware", "measured")
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(result['config'])} · image tokenizers</title>"
-        f"<style>{STYLE.read_text('utf-8')}</style></head><body><header>"
-        "<p class=kicker>cm3leon_jax study</p><h1>More codes, finer grids</h1>"
-        "<p class=lead>fFACTOR-CODES: decoders trained for the same updates, of as "
-        "many tokens each, on the codes of different image tokenizers. More codes make "
-        "an update dearer; held-out pictures, one seed.</p>"
-        f"</header><main><section>{table(rows, head)}<p class=note>"
-        f"<code>{escape(result['command'])}</code><br>{about}</p></section></main>"
-        "</body></html>\n"
+    return frame(
+        f"{result['config']} · image tokenizers",
+        f"<section>{table(rows, head)}<p class=note>"
+        f"<code>{escape(result['command'])}</code><br>{about}</p></section>",
+        kicker="cm3leon_jax study",
+        head="More codes, finer grids",
+        lead="<p class=lead>fFACTOR-CODES: decoders trained for the same updates, of "
+        "as many tokens each, on the codes of different image tokenizers. More codes "
+        "make an update dearer; held-out pictures, one seed.</p>",
     )
 
 

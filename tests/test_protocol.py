@@ -274,7 +274,7 @@ def test_a_result_has_its_settings_and_the_sampler_that_was_used(workdir):
     found = protocol.run_protocol(
         *(workdir, "pretrain", given, {"draw": draw}), examples=range(12)
     )
-    assert found["sampling"]["public"]["top_p"] == 0.5
+    assert found["sampling"]["sampler"]["top_p"] == 0.5
     assert found["settings"]["public"]["set"] == "coco_prompts"
     assert "caption" not in found["sampling"]
 

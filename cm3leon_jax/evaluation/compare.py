@@ -24,8 +24,7 @@ import numpy as np
 from cm3leon_jax.config import read_json, write_whole
 from cm3leon_jax.evaluation.frechet import PARTS
 from cm3leon_jax.evaluation.kept import digest
-from cm3leon_jax.evaluation.page import flat, table
-from cm3leon_jax.evaluation.report import STYLE
+from cm3leon_jax.evaluation.page import flat, frame, table
 
 SURE = 0.05
 _NEEDED = {"protocol", "protocol_hash", "config", "config_hash", "scores"}
@@ -97,7 +96,8 @@ def check(results: Sequence[Mapping[str, Any]], allowed: Sequence[str] = ()) -> 
     for other in results[1:]:
         for key, what in (SAME | _IF_SAID).items():
             unsaid = key in _IF_SAID and None in (first.get(key), other.get(key))
-            tuned = key == "sampling" and _stages(first, other) == {"pretrain", "sft"}
+            tuned = key == "sampling" and first["config"] == other["config"]
+            tuned &= {*map(_stage, (first, other))} == {"pretrain", "sft"}
             if key in allowed or unsaid or tuned:
                 continue
             for name, (a, b) in _differences(key, first, other).items():
@@ -109,11 +109,8 @@ def check(results: Sequence[Mapping[str, Any]], allowed: Sequence[str] = ()) -> 
                 )
 
 
-def _stages(first: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
-    """Whose checkpoints of one system these are."""
-    same = first["config"] == other["config"]
-    both = (first, other) if same else ()
-    return {x.get("checkpoint", "").partition("@")[0] for x in both}
+def _stage(result: Mapping[str, Any]) -> str:
+    return result.get("checkpoint", "").partition("@")[0]
 
 
 def _differences(
@@ -184,15 +181,12 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     """The same as one HTML file without network."""
     head, rows = _cells(results)
     cells = [tuple(map(escape, row)) for row in rows]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(str(results[0]['protocol']))} · compared</title>"
-        f"<style>{STYLE.read_text('utf-8')}</style></head><body><header>"
-        f"<p class=kicker>cm3leon_jax</p><h1>{escape(str(results[0]['protocol']))}"
-        f"</h1><p class=lead>{escape(_about(results))}</p></header><main><section>"
-        f"{table(cells, [*map(escape, head)])}<p class=note>"
-        f"{escape(_legend(results))}</p></section></main></body></html>\n"
-    )
+    name, legend = str(results[0]["protocol"]), escape(_legend(results))
+    lead = f"<p class=lead>{escape(_about(results))}</p>"
+    made = table(cells, [*map(escape, head)])
+    body = f"<section>{made}<p class=note>{legend}</p></section>"
+    title, kicker = f"{name} · compared", "cm3leon_jax"
+    return frame(title, body, kicker=kicker, head=escape(name), lead=lead)
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

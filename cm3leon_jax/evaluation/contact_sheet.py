@@ -22,11 +22,10 @@ from PIL import ImageDraw, ImageFont
 from cm3leon_jax.codec import Codec
 from cm3leon_jax.data import controls
 from cm3leon_jax.data.tokenization import Record
-from cm3leon_jax.evaluation.page import flat, show, table
+from cm3leon_jax.evaluation.page import flat, frame, show, table
 from cm3leon_jax.tokenizers import regions
 from cm3leon_jax.vocab import IMAGE, TEXT
 
-STYLE = Path(__file__).with_name("report.css")
 _SIDE = 96  # of a picture in the PNG, and the least in the page
 _PER_ROW, _GAP, _LINE = 8, 12, 13  # pictures; pixels
 _LETTERS, _LINES = 34, 4  # of a caption below two pictures
@@ -110,11 +109,8 @@ def page(
     blocks.append(
         f'<section><h2>Records</h2><div class="cards">{shown}</div></section>'
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{STYLE.read_text('utf-8')}</style>"
-        f"</head><body><h1>{escape(title)}</h1>{''.join(blocks)}</body></html>\n"
-    )
+    body, head = "".join(blocks), escape(title)
+    return frame(title, body, kicker="cm3leon_jax", head=head, lead="")
 
 
 def _card(card: Card) -> str:

@@ -22,7 +22,6 @@ from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import Object, ShapesConfig
 from cm3leon_jax.evaluation import oracle, scenes
-from cm3leon_jax.evaluation.protocol import interval
 from cm3leon_jax.sampling.rerank import Ranked, Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 
@@ -107,11 +106,8 @@ def curve(
             chosen.append(first[0])
             possible.append(first[int(np.argmax(right))])
         made[str(n)] = {
-            name: interval(counts, oracle.f1, counts[:, 2].sum(), wanted)
-            for name, counts in (
-                ("chosen", oracle.object_counts(wanted, chosen)),
-                ("possible", oracle.object_counts(wanted, possible)),
-            )
+            "chosen": scenes.f1(wanted, chosen, wanted),
+            "possible": scenes.f1(wanted, possible, wanted),
         }
         each = [
             [x for i, x in zip(r.numbers, r.outputs, strict=True) if i < n]

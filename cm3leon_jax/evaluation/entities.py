@@ -58,17 +58,17 @@ def entity(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
                 given[f"{k}"] = [row[:k] for row in found]
                 given[f"{k}_oracle"] = [row[:k] for row in right]
         shown: list[dict[str, Any]] = [{} for _ in queries]
-        for name, rows in given.items():
-            pictures = _painted(model, queries, rows, seed)
-            looks = [_seen(world, *x) for x in zip(queries, pictures, strict=True)]
-            scores[f"{group}@{name}"] = _attributes(queries, looks)
-            for place, picture in zip(shown, pictures, strict=True):
-                place[f"with {name.replace('_', ' ')}"] = picture
-        for name, rows in _changed(model, world, group, queries[:FEW]).items():
-            few = queries[:FEW]
-            drawn = _painted(model, few, rows, seed)
-            seen = [_seen(world, *x) for x in zip(few, drawn, strict=True)]
-            scores[f"{group}@{name}"] = _attributes(few, seen)
+        looks: list[Look] = []
+        changed = _changed(model, world, group, queries[:FEW])
+        for name, rows in (given | changed).items():
+            mine = queries[: len(rows)]
+            pictures = _painted(model, mine, rows, seed)
+            seen = [_seen(world, *x) for x in zip(mine, pictures, strict=True)]
+            scores[f"{group}@{name}"] = _attributes(mine, seen)
+            if name in given:
+                looks = seen
+                for place, picture in zip(shown, pictures, strict=True):
+                    place[f"with {name.replace('_', ' ')}"] = picture
         last = given.get(str(MOST), given["0"])
         samples.append([])
         for query, place, row, look in zip(queries, shown, last, looks, strict=True):

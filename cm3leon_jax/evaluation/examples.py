@@ -86,13 +86,14 @@ def asked(
     """What `ask(fields, wording)` gives for each document, in their order.
 
     `fields` has a list for every field of the task's template; it is called once for
-    every wording that occurs, with what belongs to it.
+    every wording and strength that occur, with what belongs to them.
     """
-    places: dict[int, list[int]] = {}
+    places: dict[Any, list[int]] = {}
     for i, document in enumerate(documents):
-        places.setdefault(document.metadata["template"], []).append(i)
+        facts = document.metadata
+        places.setdefault((facts["template"], facts.get("strength")), []).append(i)
     found: dict[int, Answer] = {}
-    for wording, mine in places.items():
+    for (wording, _), mine in places.items():
         rows = [_fields(documents[i]) for i in mine]
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         found |= dict(zip(mine, ask(columns, wording), strict=True))

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from cm3leon_jax import config as configs
-from cm3leon_jax.evaluation.protocol import Score, interval
+from cm3leon_jax.evaluation import scenes
+from cm3leon_jax.evaluation.protocol import Score
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -74,19 +75,10 @@ def scores(found: Sequence[Collection], shown: Sequence[Set]) -> dict[str, Score
             for f, s in zip(found, shown, strict=True)
         ]
     )
-
-    def share(part: int, whole: int):
-        def rate(rows: np.ndarray) -> float:
-            totals = rows.sum(0)
-            return float(totals[part] / max(totals[whole], 1))
-
-        return interval(counts, rate, counts[:, whole].sum())
-
-    wrong = (counts[:, 0] > 0).astype(float)
     return {
-        "hallucinated": share(0, 1),
-        "hallucinated_captions": interval(wrong, np.mean, len(wrong)),
-        "named": share(2, 3),
+        "hallucinated": scenes.ratio(counts[:, :2]),
+        "hallucinated_captions": scenes.share(counts[:, 0] > 0),
+        "named": scenes.ratio(counts[:, 2:]),
     }
 
 

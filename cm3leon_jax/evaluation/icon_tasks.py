@@ -49,6 +49,7 @@ from cm3leon_jax.evaluation import (
     filling,
     hallucination,
     looks,
+    oracle,
     pairs,
     scenes,
     task_pictures,
@@ -136,22 +137,11 @@ def _painted(
             options["strength"] = STRENGTHS[given["strength"][0]]
         return model.control(images, kind, given["caption"], **options)
 
-    words = [d.metadata.get("strength") for d in documents]  # a call has one
-    painted: dict[int, Pillow.Image] = {}
-    for word in dict.fromkeys(words):
-        mine = [i for i, w in enumerate(words) if w == word]
-        found = asked([documents[i] for i in mine], ask)
-        painted |= dict(zip(mine, found, strict=True))
-    return [painted[i] for i in range(len(documents))]
+    return asked(documents, ask)
 
 
 def _rebuilt(model: CM3Leon, images: Pictures) -> list[np.ndarray]:
     return [np.asarray(image) for image in model.reconstruct(list(images))]
-
-
-def _iou(counts: np.ndarray) -> float:
-    both, either = counts.sum(0)
-    return float(both / max(either, 1))
 
 
 def _recognised(_, documents: Sequence[Document], made: Pictures) -> dict[str, Score]:
@@ -210,7 +200,7 @@ def _placed(_, documents: Sequence[Document], made: Pictures) -> dict[str, Score
         counts.append(((drawn_YX & boxes_YX).sum(), (drawn_YX | boxes_YX).sum()))
     rows = np.array(counts)
     n = int(rows.any(1).sum())
-    return {"boxes": interval(rows, _iou, n)} if n else {}
+    return {"boxes": scenes.ratio(rows, n)} if n else {}
 
 
 def _outlined(_, documents: Sequence[Document], made: Pictures) -> dict[str, Score]:
@@ -308,7 +298,7 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
         rows = list(zip(column(some, "caption"), found, strict=True))
         counts = np.array([pairs.overlap(a, b) for a, b in rows])
         of = "" if form == "short" else f"_{form}"
-        scores[f"words{of}"] = interval(counts, pairs.words_f1, len(counts))
+        scores[f"words{of}"] = interval(counts, oracle.f1, len(counts))
         good = _good([scores[f"words{of}"]], len(rows))
         shown = [
             {x["subject"] for x in document.metadata["artwork"]} for document in some

@@ -223,8 +223,7 @@ def note(model: Any, name: str, examples: Any) -> None:
         if model.known.get(name, found) != found:
             raise ValueError(
                 f"examples of {name} are others than in earlier results of this "
-                "protocol and work directory, by another version of this package or "
-                "other files: delete those results, or give --overwrite"
+                "protocol here: delete those results, or give --overwrite"
             )
 
 

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeGuard
 
+_STYLE = Path(__file__).with_name("report.css")
 FAILURES = "_failures"  # ends the name of a group of samples that all went wrong
 MIME = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
 
@@ -81,6 +82,26 @@ def duration(seconds: object) -> str:
 def title(name: str) -> str:
     """`text_to_image` as `Text → image`."""
     return escape(name.replace("_to_", " → ").replace("_", " ").capitalize())
+
+
+def frame(name: str, body: str, *, kicker: str, head: str, lead: str) -> str:
+    """A file without network, in the style of the report: ready HTML but for `name`."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(name)}</title><style>{_STYLE.read_text('utf-8')}</style>"
+        f"</head><body><header><p class=kicker>{kicker}</p><h1>{head}</h1>{lead}"
+        f"</header><main>{body}</main></body></html>\n"
+    )
+
+
+def cell(score: Any) -> str:
+    """A score; its interval where the mouse rests. Empty for what is none."""
+    if not isinstance(score, Mapping) or not is_number(score.get("value")):
+        return ""
+    low, high, n = (score.get(key) for key in ("low", "high", "n"))
+    ends = f"{low:.3f} to {high:.3f}, " if is_number(low) and is_number(high) else ""
+    return f'<span title="{ends}n = {n}">{score["value"]:.3f}</span>'
 
 
 def table(rows: Iterable[tuple[str, ...]], head: Sequence[str] = ()) -> str:

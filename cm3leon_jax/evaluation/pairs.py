@@ -8,7 +8,7 @@ from PIL import Image as Pillow
 
 from cm3leon_jax.api import CM3Leon
 from cm3leon_jax.data.documents import Document, Image, Text
-from cm3leon_jax.evaluation import perplexity
+from cm3leon_jax.evaluation import oracle, perplexity
 from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, interval
 from cm3leon_jax.evaluation.reconstruction import psnr, ssim
 from cm3leon_jax.tokenizers import regions
@@ -57,11 +57,6 @@ def likelihood(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome
     )
 
 
-def surprise(model: CM3Leon, documents: Sequence[Document], _: int) -> Outcome:
-    """Perplexity per token of texts, pictures and what is between them."""
-    return Outcome(perplexity.scores(model, documents))
-
-
 def text_to_image(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """Samples only, of the first 24 documents."""
     originals, texts = _parts(documents[:SHOWN])
@@ -82,7 +77,7 @@ def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome
     found = model.caption(list(originals), seed=seed)
     counts = np.array([overlap(a, b) for a, b in zip(texts, found, strict=True)])
     return Outcome(
-        {"words": interval(counts, words_f1, len(counts))},
+        {"words": interval(counts, oracle.f1, len(counts))},
         [
             Sample(
                 text=made,
@@ -130,7 +125,7 @@ def infill(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 TASKS: dict[str, Evaluator] = {
     "reconstruction": reconstruction,
     "likelihood": likelihood,
-    "perplexity": surprise,
+    "perplexity": lambda model, some, _: Outcome(perplexity.scores(model, some)),
     "text_to_image": text_to_image,
     "caption": caption,
     "infill": infill,
@@ -145,12 +140,6 @@ def _parts(documents: Sequence[Any]) -> tuple[np.ndarray, list[str]]:
             raise ValueError(f"document {document.id!r} is no pair of text and image")
     pictures = np.stack([d.segments[1].array for d in documents])
     return pictures, [d.segments[0].text for d in documents]
-
-
-def words_f1(rows: np.ndarray) -> float:
-    """Of `overlap`s [B, 3] added up."""
-    right, said, wanted = rows.sum(0)
-    return 2 * right / max(said + wanted, 1)
 
 
 def overlap(wanted: str, found: str) -> tuple[int, int, int]:

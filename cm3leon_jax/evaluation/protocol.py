@@ -53,7 +53,7 @@ _RESAMPLES = 1000
 _LATER = {"data_hash": None, "public": None, "version": 1}
 
 
-class Interval(dict):
+class Interval(dict[str, float | int]):
     """A `Score` that knows the bootstrap's draws of its value, float64 [1000].
 
     Draw i is of the same clusters for everybody who has as many, so that two results of
@@ -136,7 +136,7 @@ def interval(
     statistic: Callable[[np.ndarray], float],
     n: int,
     clusters: Sequence[Hashable] | None = None,
-) -> Score:
+) -> Interval:
     """`statistic` of `values` [M, …] with its 95 % bootstrap interval over the rows.
 
     `n` is the number of things counted (objects, pictures), for the reader. Rows of
@@ -228,12 +228,13 @@ def run_protocol(
             model.context.encoder = encoder  # it chooses among candidates too
     _check_finite(model, f"{workdir}, checkpoint {checkpoint}")
     samples = workdir / "samples" / path.stem
-    settings, own = dataclasses.asdict(protocol), model.system.sampling
+    settings = dataclasses.asdict(protocol)
     del settings["data"]
-    sampling, public = dataclasses.asdict(own), protocol.public
-    if public is not None and public.sampler is not None:
-        rerank = dataclasses.asdict(public.rerank or own.rerank)
-        sampling = {"public": settings["public"]["sampler"], "rerank": rerank}
+    sampling, asked = dataclasses.asdict(model.system.sampling), settings["public"]
+    if asked and asked["sampler"]:  # in the place of all others
+        sampling = {key: sampling[key] for key in ("rerank", "text_candidates")}
+    given = {key: asked[key] for key in ("sampler", "rerank")} if asked else {}
+    sampling |= {key: value for key, value in given.items() if value}
     folder, _, named = checkpoint.partition("@")
     step = int(named) if named else latest_step(workdir / folder)
     result = {

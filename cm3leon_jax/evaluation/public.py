@@ -35,7 +35,7 @@ from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, i
 from cm3leon_jax.evaluation.public_job import Job
 from cm3leon_jax.evaluation.public_pictures import reconstruction, text_to_image
 from cm3leon_jax.evaluation.public_sets import PublicConfig
-from cm3leon_jax.evaluation.segmentation import TOLERANCE, confusion
+from cm3leon_jax.evaluation.segmentation import TOLERANCE
 
 CUT = "…"  # the end of a text that was cut
 
@@ -183,7 +183,7 @@ def segment(job: Job) -> Outcome:
         pictures = job.pictures(own)
         made = np.stack(job.model.segment(pictures, **asked)) * counted
         best = np.stack([masks.ceiling(labels) for labels in truth]) * counted
-        areas = [_areas(confusion(truth, x, C))[..., kept] for x in (made, best)]
+        areas = [segmentation.areas(truth, x, C)[..., kept] for x in (made, best)]
         edges = segmentation.boundary_counts(truth, made, C, TOLERANCE)[
             :, np.array(kept) - 1
         ]
@@ -198,18 +198,14 @@ def segment(job: Job) -> Outcome:
         return {"areas": np.stack(areas, axis=1), "edges": edges, "shown": shown}
 
     parts = [*job.parts("masks", work)]
-    areas_BPKC = np.concatenate([part["areas"] for part in parts])
+    areas_BP3K = np.concatenate([part["areas"] for part in parts])
     edges_BCK = np.concatenate([part["edges"] for part in parts])
     rows = [row for part in parts for row in part["shown"]]
     shown = [{k: Pillow.fromarray(x) for k, x in row.items()} for row in rows]
 
-    def miou(areas_BKC: np.ndarray) -> float:
-        both_C, either_C = areas_BKC.sum(0)
-        return float((both_C / np.maximum(either_C, 1))[either_C > 0].mean())
-
-    n = len(areas_BPKC)
-    scores = {
-        f"{name}@0": interval(areas_BPKC[:, p], miou, n)
+    n = len(areas_BP3K)
+    scores: dict[str, Score] = {
+        f"{name}@0": interval(areas_BP3K[:, p], segmentation.miou, n)
         for p, name in enumerate(("miou", "ceiling"))
     }
     if edges_BCK.any():
@@ -224,13 +220,6 @@ def _mask(path: Path, side: int) -> np.ndarray:
         # Read as grey: a palette's numbers, not its colours.
         grey = Pillow.fromarray(np.asarray(mask).astype(np.uint8)).convert("RGB")
     return fit(grey, side, Pillow.Resampling.NEAREST)[..., 0]
-
-
-def _areas(counts_BCC: np.ndarray) -> np.ndarray:
-    """Pixels in both and in either, of every class: int64 [B, 2, C]."""
-    both_BC = np.diagonal(counts_BCC, axis1=1, axis2=2)
-    either_BC = counts_BCC.sum(1) + counts_BCC.sum(2) - both_BC
-    return np.stack([both_BC, either_BC], axis=1)
 
 
 TASKS: dict[str, Callable[[Job], Outcome]] = {

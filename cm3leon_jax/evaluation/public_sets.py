@@ -77,13 +77,11 @@ class PublicConfig:
                 raise ValueError(
                     f"public.{name}={values}: different numbers from {least} on"
                 )
-        if self.resize not in RESIZES:
-            raise ValueError(f"public.resize={self.resize!r}: choose from {RESIZES}")
-        if self.features not in ("inception", "efficientnet_lite0"):
-            raise ValueError(
-                f"public.features={self.features!r}: choose inception or "
-                "efficientnet_lite0"
-            )
+        known = {"features": ("inception", "efficientnet_lite0"), "resize": RESIZES}
+        for name, values in known.items():
+            if (given := getattr(self, name)) not in values:
+                choices = ", ".join(values)
+                raise ValueError(f"public.{name}={given!r}: choose from {choices}")
         if "inception_score" in self.metrics and self.features != "inception":
             raise ValueError(
                 f"public.metrics: no inception_score by {self.features}, which has no "

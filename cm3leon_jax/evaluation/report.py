@@ -23,6 +23,7 @@ from cm3leon_jax.evaluation.page import (
     FAILURES,
     duration,
     flat,
+    frame,
     is_number,
     picture,
     read_lines,
@@ -58,7 +59,6 @@ GROUPS = {
     **task_report.GROUPS,
 }
 MAX_CARDS = 48  # per group; a report should stay below some ten megabytes
-STYLE = Path(__file__).with_name("report.css")
 
 
 def write(workdir: str | Path) -> Path:
@@ -88,18 +88,14 @@ def write(workdir: str | Path) -> Path:
         f'<section id="{key}"><h2>{title}</h2>{content}</section>'
         for key, title, content in present
     )
-    name = escape(root.resolve().name)
-    text = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{name} · cm3leon_jax</title><style>{STYLE.read_text('utf-8')}</style>"
-        "</head><body>"
-        f"<header><p class=kicker>cm3leon_jax report</p><h1>{name}</h1>"
+    lead = (
         "<p class=lead>One decoder over text and image tokens, trained with the CM3 "
         "infilling objective.</p>"
-        f"{_facts(config, results, done)}{_tiles(results)}<nav>{links}</nav></header>"
-        f"<main>{body}</main></body></html>\n"
+        f"{_facts(config, results, done)}{_tiles(results)}<nav>{links}</nav>"
     )
+    kicker, name = "cm3leon_jax report", root.resolve().name
+    head = escape(name)
+    text = frame(f"{name} · cm3leon_jax", body, kicker=kicker, head=head, lead=lead)
     path = root / "report.html"
     write_whole(path, text)  # a reader may have the page open
     return path

@@ -64,6 +64,17 @@ def share(values: Sequence[Any] | np.ndarray) -> Score:
     return interval(np.array(values, float), np.mean, len(values))
 
 
+def ratio(counts_B2: np.ndarray, n: int | None = None) -> Score:
+    """Of what there is (the second of each row) the share that is right (the first),
+    both added up before they are divided; `n` counts what there is unless given."""
+
+    def value(rows: np.ndarray) -> float:
+        right, every = rows.sum(0)
+        return float(right / max(every, 1))
+
+    return interval(counts_B2, value, counts_B2[:, 1].sum() if n is None else n)
+
+
 def samples(
     texts: Sequence[str],
     pictures: Sequence[Pillow.Image],

@@ -33,36 +33,37 @@ def scores(
     picture shows are left out. Raises ValueError for masks that do not match.
     """
     n, C = len(truth_BYX), len(classes)
-    made_BCC = confusion(truth_BYX, made_BYX, C)
-    best_BCC = confusion(truth_BYX, ceiling_BYX, C)
-    both_BPCC = np.stack([made_BCC, best_BCC], axis=1)
+    made_B3C = areas(truth_BYX, made_BYX, C)
+    best_B3C = areas(truth_BYX, ceiling_BYX, C)
+    both_BP3C = np.stack([made_B3C, best_B3C], axis=1)
     edges_BCK = boundary_counts(truth_BYX, made_BYX, C, tolerance)
-    found = {
-        "miou": interval(made_BCC, lambda x: miou(x.sum(0)), n),
-        "ceiling": interval(best_BCC, lambda x: miou(x.sum(0)), n),
+    found: dict[str, Score] = {
+        "miou": interval(made_B3C, miou, n),
+        "ceiling": interval(best_B3C, miou, n),
         "miou_of_ceiling": interval(
-            both_BPCC, lambda x: miou(x[:, 0].sum(0)) / miou(x[:, 1].sum(0)), n
+            both_BP3C, lambda x: miou(x[:, 0]) / miou(x[:, 1]), n
         ),
     }
     if edges_BCK.any():
         found["boundary_f1"] = interval(edges_BCK, lambda x: boundary_f1(x.sum(0)), n)
-    shown_BC = made_BCC.sum(2) > 0  # by the truth
+    shown_BC = made_B3C[:, 1] > 0  # by the truth
     for label, name in enumerate(classes):
         if shown_BC[:, label].any():
             # Only pictures that have to do with the class: a sample without any of
             # them has no IoU.
-            mine = shown_BC[:, label] | (made_BCC[:, :, label].sum(1) > 0)
+            mine = made_B3C[:, :, label].any(1)
             found[f"iou/{name}"] = interval(
-                made_BCC[mine],
-                lambda x, label=label: float(iou(x.sum(0))[label]),
+                made_B3C[mine],
+                lambda x, label=label: float(iou(x)[label]),
                 int(shown_BC[:, label].sum()),
                 np.flatnonzero(mine).tolist(),
             )
     return found
 
 
-def confusion(truth_BYX: np.ndarray, made_BYX: np.ndarray, classes: int) -> np.ndarray:
-    """Pixels by (true, made) class for every picture, int64 [B, C, C]."""
+def areas(truth_BYX: np.ndarray, made_BYX: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of every class in both masks of a picture, in the true and in the made
+    one: int64 [B, 3, C]."""
     truth_BYX, made_BYX = np.asarray(truth_BYX), np.asarray(made_BYX)
     if truth_BYX.shape != made_BYX.shape or truth_BYX.ndim != 3 or not truth_BYX.size:
         raise ValueError(
@@ -78,23 +79,26 @@ def confusion(truth_BYX: np.ndarray, made_BYX: np.ndarray, classes: int) -> np.n
                 f"{labels.max()}: integers in [0, {classes}) have a class"
             )
     B = len(truth_BYX)
-    picture_B11 = np.arange(B).reshape(B, 1, 1)
-    index = (picture_B11 * classes + truth_BYX) * classes + made_BYX
-    counts = np.bincount(index.ravel(), minlength=B * classes**2)
-    return counts.reshape(B, classes, classes)
+    first_B11 = np.arange(B).reshape(B, 1, 1) * (classes + 1)
+    both_BYX = np.where(truth_BYX == made_BYX, truth_BYX, classes)
+    counts = [
+        np.bincount((first_B11 + x).ravel(), minlength=B * (classes + 1))
+        for x in (both_BYX, truth_BYX, made_BYX)
+    ]
+    return np.stack(counts).reshape(3, B, -1).swapaxes(0, 1)[..., :classes]
 
 
-def iou(counts_CC: np.ndarray) -> np.ndarray:
-    """Intersection over union of each class, float64 [C]; nan where it has no pixel,
-    true or made."""
-    both_C = np.diagonal(counts_CC)
-    either_C = counts_CC.sum(0) + counts_CC.sum(1) - both_C
+def iou(areas_B3C: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class, pictures added up, float64 [C]; nan where
+    it has no pixel, true or made."""
+    both_C, true_C, made_C = areas_B3C.sum(0)
+    either_C = true_C + made_C - both_C
     return np.where(either_C > 0, both_C / np.maximum(either_C, 1), np.nan)
 
 
-def miou(counts_CC: np.ndarray) -> float:
+def miou(areas_B3C: np.ndarray) -> float:
     """Mean IoU over the classes that have a pixel, true or made."""
-    return float(np.nanmean(iou(counts_CC)))
+    return float(np.nanmean(iou(areas_B3C)))
 
 
 def boundary_counts(

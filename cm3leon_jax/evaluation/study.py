@@ -13,8 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from cm3leon_jax.evaluation.chart import Series, chart
-from cm3leon_jax.evaluation.page import duration, show, table
-from cm3leon_jax.evaluation.report import STYLE
+from cm3leon_jax.evaluation.page import cell, duration, frame, show, table
 from cm3leon_jax.system import System
 from cm3leon_jax.training.flops import pair_flops, train_flops_per_token
 
@@ -157,17 +156,14 @@ def page(result: Mapping[str, Any]) -> str:
         for title, content in parts
         if content
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(result['config'])} · retrieval study</title>"
-        f"<style>{STYLE.read_text('utf-8')}</style></head><body><header>"
-        "<p class=kicker>cm3leon_jax study</p>"
-        "<h1>Does retrieval pay for itself?</h1>"
-        "<p class=lead>The same decoder trained with and without documents retrieved "
-        "from a memory bank, in a world where half of the pictures show things whose "
-        "names do not tell what they look like.</p></header>"
-        f"<main>{body}</main></body></html>\n"
+    return frame(
+        f"{result['config']} · retrieval study",
+        body,
+        kicker="cm3leon_jax study",
+        head="Does retrieval pay for itself?",
+        lead="<p class=lead>The same decoder trained with and without documents "
+        "retrieved from a memory bank, in a world where half of the pictures show "
+        "things whose names do not tell what they look like.</p>",
     )
 
 
@@ -255,15 +251,8 @@ def _entities(runs: Mapping[str, Any]) -> str:
     for key in keys:
         values = [runs[name]["scores"].get(key) for name in head]
         if any(values):
-            rows.append((escape(key), *(_score(value) for value in values)))
+            rows.append((escape(key), *map(cell, values)))
     return table(rows, ("share right", *map(escape, head))) if rows else ""
-
-
-def _score(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return ""
-    low, high = show(score["low"]), show(score["high"])
-    return f'<span title="{low} to {high}">{show(score["value"])}</span>'
 
 
 def _made(result: Mapping[str, Any]) -> str:

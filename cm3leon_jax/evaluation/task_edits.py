@@ -18,7 +18,7 @@ from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shapes import ShapesConfig
 from cm3leon_jax.evaluation import oracle, scenes
 from cm3leon_jax.evaluation.examples import asked, column, enough, evaluator, picture
-from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
+from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score
 from cm3leon_jax.evaluation.scenes import Objects
 
 _BACKGROUND = "background"  # a kind, and what it changes
@@ -76,7 +76,7 @@ def two_edits(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outco
     names = ("changed", "kept", "changed_spatial", "kept_background")
     scores = {name: whole.scores[name] for name in names if name in whole.scores}
     for name, part in (("first", counts[:, 0]), ("second", counts[:, 1])):
-        scores[name] = interval(part, _rate, part[:, 1].sum())
+        scores[name] = scenes.ratio(part)
     scores["both"] = scenes.share((counts[..., 0] == counts[..., 1]).all(1))
     return Outcome(scores, whole.samples)
 
@@ -169,7 +169,7 @@ def _scores(
         if not places:
             continue
         counts = np.array([(sum(changed[i]), len(changed[i])) for i in places])
-        scores[f"changed{name}"] = interval(counts, _rate, counts[:, 1].sum())
+        scores[f"changed{name}"] = scenes.ratio(counts)
         rest = [kept[i] for i in places]
         if any(before or after for before, after in rest):
             scores[f"kept{name}"] = scenes.f1(
@@ -180,11 +180,6 @@ def _scores(
     if others:
         scores["kept_background"] = scenes.share(others)
     return scores
-
-
-def _rate(counts: np.ndarray) -> float:
-    right, every = counts.sum(0)
-    return float(right / every)
 
 
 _MAIN = ("changed", "kept")

@@ -45,7 +45,7 @@ from cm3leon_jax.evaluation.examples import (
     objects,
     picture,
 )
-from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score, interval
+from cm3leon_jax.evaluation.protocol import Evaluator, Outcome, Sample, Score
 from cm3leon_jax.evaluation.task_report import COPIED
 from cm3leon_jax.sampling.sampler import Sampler
 
@@ -119,13 +119,7 @@ def ground(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
         things = [(f"{o.colour} {o.shape}", box) for o, box in found.items()]
         overlaps = matched(document.metadata["boxes"], things)
         counts.append((sum(overlaps), len(overlaps)))
-    values = np.array(counts)
-
-    def mean(rows: np.ndarray) -> float:
-        total, boxes = rows.sum(0)
-        return float(total / boxes)
-
-    score = interval(values, mean, int(values[:, 1].sum()))
+    score = scenes.ratio(np.array(counts))
     rest = _exact(model, documents, painted, None)
     boxes = [str(d.metadata["boxes"]) for d in documents]
     samples = [
@@ -147,11 +141,9 @@ def matched(wanted: Sequence, found: Sequence) -> list[float]:
         reverse=True,
     )
     best, used = [0.0] * len(wanted), set()
-    given = set()
     for overlap, i, j in pairs:
-        if i not in given and j not in used:
+        if not best[i] and j not in used:
             best[i] = overlap
-            given.add(i)
             used.add(j)
     return best
 
@@ -169,26 +161,19 @@ def _reference(kind: str, sampler: Sampler | None = None) -> Scorer:
     measure = REFERENCES[kind]
 
     def refer(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
-        painted: list[Pillow.Image] = [Pillow.new("RGB", (1, 1))] * len(documents)
         words = [d.metadata["strength"] for d in documents]
-        for word, strength in STRENGTHS.items():  # a call has one
-            mine = [i for i, w in enumerate(words) if w == word]
-            if not mine:
-                continue
-            some = asked(
-                [documents[i] for i in mine],
-                lambda given, wording, strength=strength: model.control(
-                    given["reference"],
-                    kind,
-                    given["caption"],
-                    strength=strength,
-                    wording=wording,
-                    sampler=sampler,
-                    seed=seed,
-                ),
-            )
-            for i, image in zip(mine, some, strict=True):
-                painted[i] = image
+        painted = asked(
+            documents,
+            lambda given, wording: model.control(
+                given["reference"],
+                kind,
+                given["caption"],
+                strength=STRENGTHS[given["strength"][0]],
+                wording=wording,
+                sampler=sampler,
+                seed=seed,
+            ),
+        )
         world = scenes.world_of(model)
         given = [picture(x) for x in column(documents, "reference")]
         exact, copy = (

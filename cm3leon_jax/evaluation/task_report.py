@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cm3leon_jax.evaluation.page import is_number, read_object, table, title
+from cm3leon_jax.evaluation.page import cell, is_number, read_object, table, title
 
 STUDY = "tasks_study.json"
 # The score that stands for each task, and what it is to reach in `full`.
@@ -101,10 +101,10 @@ def _scores(scores: Mapping[str, Any]) -> str:
     rows = [
         (
             escape(key),
-            _cell(scores[key]),
+            cell(scores[key]),
             "" if goal is None else _goal(scores[key], goal),
-            _cell(scores.get(f"{key}{UNSEEN}")),
-            _cell(scores.get(f"{key}{COPIED}")),
+            cell(scores.get(f"{key}{UNSEEN}")),
+            cell(scores.get(f"{key}{COPIED}")),
         )
         for key, goal in MAIN.items()
         if key in scores
@@ -134,7 +134,7 @@ def _together(tasks: Mapping[str, Any]) -> str:
             gain = values[0] - values[1]
             mark = "" if gain >= -_TOLERATED else " <b>lost</b>"
             name = escape(f"{task}/{key}")
-            rows.append((name, _cell(together), _cell(alone), f"{gain:+.3f}{mark}"))
+            rows.append((name, cell(together), cell(alone), f"{gain:+.3f}{mark}"))
     if not rows:
         return ""
     head = ("measure", "together", "alone", "difference")
@@ -151,7 +151,7 @@ def _beside(
 ) -> str:
     """Scores of several runs beside each other."""
     rows = [
-        (escape(key), *(_cell(scores.get(key)) for scores in runs.values()))
+        (escape(key), *(cell(scores.get(key)) for scores in runs.values()))
         for key in keys
         if any(key in scores for scores in runs.values())
     ]
@@ -163,11 +163,3 @@ def _goal(score: Mapping[str, Any], goal: float) -> str:
     value = score.get("value")
     reached = is_number(value) and value >= goal
     return f"{goal}{' reached' if reached else ''}"
-
-
-def _cell(score: Any) -> str:
-    if not isinstance(score, Mapping) or not is_number(score.get("value")):
-        return ""
-    low, high, n = (score.get(key) for key in ("low", "high", "n"))
-    ends = f"{low:.3f} to {high:.3f}, " if is_number(low) and is_number(high) else ""
-    return f'<span title="{ends}n = {n}">{score["value"]:.3f}</span>'

@@ -13,9 +13,11 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from cm3leon_jax.evaluation import scenes
 from cm3leon_jax.evaluation.protocol import Score, interval
 from cm3leon_jax.interop.packages import located
 
@@ -42,15 +44,15 @@ def scores(
         values = _bleu_counts(truth, written)
         for n in range(1, BLEU + 1):
             found[f"bleu_{n}"] = interval(values, _bleu(n), len(made))
-        found["cider"] = _mean(_cider(truth, written))
-        found["rouge_l"] = _mean(_rouge(truth, written))
+        for name, scorer in _scorers().items():
+            found[name] = scenes.share(scorer.compute_score(truth, written)[1])
         if meteor:
             corpus, each = _meteor(truth, written)
             # The corpus has a value of its own, near the mean over pictures.
             shift = corpus - each.mean()
             found["meteor"] = interval(each, lambda x: x.mean() + shift, len(each))
-    empty = np.array([not written[i][0] for i in range(len(made))], float)
-    return found | {"empty": _mean(empty)}
+    empty = scenes.share([not written[i][0] for i in range(len(made))])
+    return found | {"empty": empty}
 
 
 def tokenize(
@@ -83,20 +85,11 @@ def tokenize(
     return truth, written
 
 
-def _mean(values: np.ndarray) -> Score:
-    return interval(np.asarray(values, float), np.mean, len(values))
-
-
-def _cider(truth: Tokens, written: Tokens) -> np.ndarray:
+def _scorers() -> dict[str, Any]:
     from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]
-
-    return np.asarray(Cider().compute_score(truth, written)[1])
-
-
-def _rouge(truth: Tokens, written: Tokens) -> np.ndarray:
     from pycocoevalcap.rouge.rouge import Rouge  # pyright: ignore[reportMissingImports]
 
-    return np.asarray(Rouge().compute_score(truth, written)[1])
+    return {"cider": Cider(), "rouge_l": Rouge()}
 
 
 def _meteor(truth: Tokens, written: Tokens) -> tuple[float, np.ndarray]:
