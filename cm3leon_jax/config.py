@@ -152,12 +152,8 @@ def _tuples(value):
 
 def essential(section: Any) -> dict[str, Any]:
     """A settings dataclass as a dict, without what its `BOOKKEEPING` lists: what is
-    left changes the result, so finished work must agree with it. What its `LATER` maps
-    to a default is left out at that: finished work can be older than the setting."""
+    left changes the result, so finished work must agree with it."""
     values = dataclasses.asdict(section)
-    for key, default in getattr(section, "LATER", {}).items():
-        if values[key] == default:
-            del values[key]
     return {key: x for key, x in values.items() if key not in section.BOOKKEEPING}
 
 

@@ -82,7 +82,6 @@ def decoder_functions(
             loss_blocks=settings.loss_blocks,
             z_loss=settings.z_loss,
             retrieved_weight=retrieved_weight,
-            text_weight=settings.text_weight,
             tasks=tasks,
         ),
         "shard": shard_fn(mesh, system.rules),

@@ -16,10 +16,6 @@ class RunConfig:
     `BOOKKEEPING` says how a run is computed and watched, not what it computes: these
     may change when it is resumed. `SECTION` is its name in a config. What `spike` and
     `recoveries` do is said in `training/loop.py`.
-
-    text_weight: of the loss of a text piece that was not moved, 1 in the paper. What a
-    caption says is mostly chance, which drowns the few codes that depend on it in a
-    batch of a dozen samples; large batches average it away.
     """
 
     SECTION: ClassVar[str]
@@ -28,7 +24,6 @@ class RunConfig:
         *("validate_every", "validation_batches", "keep", "workers"),
         *("spike", "recoveries"),
     )
-    LATER: ClassVar[dict[str, float]] = {"text_weight": 1.0}
 
     infill: InfillConfig
     packing: PackingConfig
@@ -38,7 +33,6 @@ class RunConfig:
     microbatches: int = 1
     loss_blocks: int = 1
     z_loss: float = 0.0
-    text_weight: float = 1.0
     log_every: int = 10
     checkpoint_every: int = 1000
     validate_every: int = 1000
@@ -55,9 +49,8 @@ class RunConfig:
             value, least = getattr(self, key), 0 if none else 1
             if value < least:
                 raise ValueError(f"{name}.{key}={value} must be at least {least}")
-        for key in ("z_loss", "text_weight"):
-            if (value := getattr(self, key)) < 0:
-                raise ValueError(f"{name}.{key}={value} must not be negative")
+        if self.z_loss < 0:
+            raise ValueError(f"{name}.z_loss={self.z_loss} must not be negative")
         if self.batch_size % self.microbatches:
             raise ValueError(
                 f"{name}.microbatches={self.microbatches} does not divide "

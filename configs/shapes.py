@@ -281,11 +281,7 @@ def _full() -> ConfigDict:
     c.decoder.update({"layers": 6, "width": 160, "heads": 5, "mlp": 640})
     c.decoder.length = 384
     c.pretrain.packing.row_length = 192
-    # Nats of a picture after its caption, 1,300 updates of a smaller decoder: 10.5 with
-    # a weight of 1, 7.4 with this, and captions were learnt as well. With 1, this one
-    # knew all of objects but their shapes after 5,200 updates (4.5 nats).
-    c.pretrain.text_weight = 0.15
-    c.pretrain.optimizer.update({"peak": 4e-3, "steps": 6_000})
+    c.pretrain.optimizer.update({"peak": 4e-3, "steps": 5_200})
     c.sft = {
         "tasks": {
             **dict.fromkeys(("text_to_image", "infill", "answer", "edit"), 2.0),
@@ -313,7 +309,6 @@ def _full() -> ConfigDict:
         },
         # A picture of 36 codes, 324 class tokens and their text; or three pictures.
         "packing": {"kind": "first_fit", "row_length": 384},
-        "text_weight": 0.15,
         "batch_size": 4,
         "optimizer": {
             "kind": "muon",

@@ -154,7 +154,7 @@ def test_the_weight_is_on_retrieved_tokens_only_and_groups_count_every_token(
         case["moved"],
         layout=tiny.LAYOUT,
         retrieved_BL=jnp.asarray(retrieved),
-        objective_BL=case["weights"] * jnp.where(retrieved, weight, 1.0),
+        retrieved_weight=weight,
     )
     nll, log_z = token_nll(case["hidden"] @ case["w"], case["targets"])
     targets, used = np.asarray(case["targets"]), np.asarray(case["weights"]) > 0

@@ -118,7 +118,7 @@ def test_the_gradient_is_of_mean_nll_plus_z_loss():
 
     model, batch = jnp.array([2.0, 3.0]), tiny.device_batch(0)
     config = step.StepConfig(segmented=True, z_loss=0.5)
-    grads, sums = step.gradients(sums_fn, model, batch, config, tiny.LAYOUT, None)
+    grads, sums = step.gradients(sums_fn, model, batch, config, shard=None)
     tokens = float(step.targets(batch).sum())
     np.testing.assert_allclose(grads, (1 + 0.5 * 2 * model) / tokens, rtol=1e-6)
     assert sums["z"] == 13.0
@@ -140,7 +140,7 @@ def _retrieved(batch):
     return batch | {"retrieved": batch["segments"] == 1}
 
 
-def test_the_gradient_weighs_retrieved_tokens_and_texts_in_any_number_of_parts():
+def test_the_gradient_weighs_retrieved_tokens_in_any_number_of_parts():
     batch = _retrieved(tiny.device_batch(0))
     model = jax.tree.map(
         lambda x: 0.05 * jax.random.normal(jax.random.key(x.size), x.shape, x.dtype),
@@ -152,11 +152,9 @@ def test_the_gradient_weighs_retrieved_tokens_and_texts_in_any_number_of_parts()
         options = {"layout": tiny.LAYOUT, "config": config}
         options |= {"shard": lambda x, names: x, "attention": tiny.xla_attention}
         sums_fn = functools.partial(step.loss_sums, **options)
-        return step.gradients(
-            sums_fn, model, batch, config, tiny.LAYOUT, options["shard"]
-        )
+        return step.gradients(sums_fn, model, batch, config, options["shard"])
 
-    def objective(model, weight, text_weight):
+    def objective(model, weight):
         """The same by hand, through the logits."""
         logits = model(
             *(batch[key][:, :-1] for key in ("tokens", "positions", "segments"))
@@ -165,19 +163,14 @@ def test_the_gradient_weighs_retrieved_tokens_and_texts_in_any_number_of_parts()
         targets = batch["tokens"][:, 1:, None]
         nll = -jnp.take_along_axis(log_p, targets, axis=-1)[..., 0]
         weights = jnp.where(batch["retrieved"][:, 1:], weight, 1.0)
-        ids = tiny.LAYOUT.text
-        text = (targets[..., 0] >= ids.start) & (targets[..., 0] < ids.stop)
-        given = text & ~batch["moved"][:, 1:]
-        assert given.any() and (text & ~given).any()
-        weights = weights * jnp.where(given, text_weight, 1.0) * step.targets(batch)
+        weights = weights * step.targets(batch)
         return jnp.sum(nll * weights) / jnp.sum(weights)
 
-    for weight, text_weight in ((1.0, 1.0), (0.1, 1.0), (0.0, 0.2), (1.0, 0.0)):
-        weights = {"retrieved_weight": weight, "text_weight": text_weight}
-        whole = step.StepConfig(segmented=True, **weights)
-        parts = step.StepConfig(segmented=True, **weights, microbatches=2)
+    for weight in (1.0, 0.1, 0.0):
+        whole = step.StepConfig(segmented=True, retrieved_weight=weight)
+        parts = step.StepConfig(segmented=True, retrieved_weight=weight, microbatches=2)
         grads, sums = gradient(model, whole)
-        oracle = jax.grad(objective)(model, weight, text_weight)
+        oracle = jax.jit(jax.grad(objective))(model, weight)
         pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(oracle), strict=True)
         for found, expected in pairs:
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
@@ -205,5 +198,3 @@ def test_metrics_of_rows_with_retrieved_documents():
     }
     with pytest.raises(ValueError, match="step.retrieved_weight=-1"):
         step.StepConfig(segmented=True, retrieved_weight=-1.0)
-    with pytest.raises(ValueError, match="step.text_weight=-1"):
-        step.StepConfig(segmented=True, text_weight=-1.0)

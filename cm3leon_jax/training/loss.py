@@ -145,8 +145,8 @@ def next_token_loss(
     moved_BL: jax.Array,
     *,
     layout: Layout,
-    objective_BL: jax.Array | None = None,
     retrieved_BL: jax.Array | None = None,
+    retrieved_weight: float = 1.0,
     task_BL: jax.Array | None = None,
     tasks: Sequence[str] = (),
     blocks: int = 1,
@@ -156,8 +156,8 @@ def next_token_loss(
 
     Logits are `hidden_BLD @ w_DV`, `blocks` and `shard` those of `blockwise_nll`.
     `weights_BL` is 0 or 1 (whether it is a target at all), `moved_BL` and
-    `retrieved_BL` bool. The first three are those of the objective, in which a token
-    counts `objective_BL` times (None: as in `weights_BL`). `nll/text`, `count/text`, …
+    `retrieved_BL` bool. The first three are those of the objective, in which a token of
+    a retrieved document counts `retrieved_weight` times. `nll/text`, `count/text`, …
     break the loss down by `GROUPS`: special tokens and classes are in neither modality,
     and every token is in one role; there every token counts once. `task_BL` numbers the
     targets' `tasks`, 1, 2, …, for the groups `task/NAME`. All float32 scalars.
@@ -166,9 +166,9 @@ def next_token_loss(
     modality_BL = layout.modality(targets_BL)
     image_BL = modality_BL == IMAGE
     members = [modality_BL == TEXT, image_BL, ~moved_BL, moved_BL]
-    objective_BL = weights_BL if objective_BL is None else objective_BL
-    groups = GROUPS
+    objective_BL, groups = weights_BL, GROUPS
     if retrieved_BL is not None:
+        objective_BL = discounted(weights_BL, retrieved_BL, retrieved_weight)
         members += [~retrieved_BL, retrieved_BL, image_BL & ~retrieved_BL]
         groups += RETRIEVAL_GROUPS
     sums = {
@@ -186,6 +186,13 @@ def next_token_loss(
             for name, total in zip(tasks, sums_T, strict=True):
                 sums[f"{kind}/{TASK_GROUP}{name}"] = total
     return sums
+
+
+def discounted(
+    weights_BL: jax.Array, retrieved_BL: jax.Array, weight: float
+) -> jax.Array:
+    """Weights of the objective: those of retrieved documents times `weight`."""
+    return weights_BL * jnp.where(retrieved_BL, weight, 1.0)
 
 
 def means(sums: Sums) -> dict[str, jax.Array]:

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import optax
 
 from cm3leon_jax.parallel.rules import Shard
-from cm3leon_jax.training.loss import Sums, means, next_token_loss
+from cm3leon_jax.training.loss import Sums, discounted, means, next_token_loss
 from cm3leon_jax.training.optimizer import updated
 from cm3leon_jax.training.parts import EVERYTHING, Parts, averaged
 from cm3leon_jax.training.state import TrainState
-from cm3leon_jax.vocab import TEXT, Layout
+from cm3leon_jax.vocab import Layout
 
 Batch = dict[str, jax.Array]
 
@@ -30,14 +30,13 @@ Batch = dict[str, jax.Array]
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
     """How a step is computed, not what it computes, but for `segmented`, `z_loss` and
-    the weights.
+    `retrieved_weight`.
 
     `segmented`: rows hold whole samples that must not see each other (first_fit
     packing) rather than a cut stream. `microbatches`: parts into which the batch is
     cut to save memory. `loss_blocks`: parts into which the vocabulary is cut when the
     logits are made.
     `retrieved_weight`: of the loss of a token that came with a retrieved document.
-    `text_weight`: of that of a text piece that was not moved.
     `tasks`: names of the tasks 1, 2, … of rows that have any, for the metrics.
     """
 
@@ -46,7 +45,6 @@ class StepConfig:
     loss_blocks: int = 1
     z_loss: float = 0.0
     retrieved_weight: float = 1.0
-    text_weight: float = 1.0
     tasks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,11 +53,11 @@ class StepConfig:
                 f"step.microbatches={self.microbatches} and step.loss_blocks="
                 f"{self.loss_blocks} must be positive"
             )
-        for name in ("z_loss", "retrieved_weight", "text_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"step.{name}={getattr(self, name)} must not be negative"
-                )
+        if self.z_loss < 0 or self.retrieved_weight < 0:
+            raise ValueError(
+                f"step.z_loss={self.z_loss} and step.retrieved_weight="
+                f"{self.retrieved_weight} must not be negative"
+            )
 
 
 def targets(batch: Batch) -> jax.Array:
@@ -76,17 +74,12 @@ def targets(batch: Batch) -> jax.Array:
     return (same_BL & (segments[:, 1:] != 0)).astype(jnp.float32)
 
 
-def loss_weights(batch: Batch, config: StepConfig, layout: Layout) -> jax.Array:
+def loss_weights(batch: Batch, config: StepConfig) -> jax.Array:
     """What each target counts in the objective, float32 [B, L]."""
     weights_BL = targets(batch)
-    if "retrieved" in batch:
-        retrieved_BL = batch["retrieved"][:, 1:]
-        weights_BL *= jnp.where(retrieved_BL, config.retrieved_weight, 1.0)
-    if config.text_weight != 1:
-        text_BL = layout.modality(batch["tokens"][:, 1:]) == TEXT
-        text_BL &= ~batch["moved"][:, 1:]
-        weights_BL *= jnp.where(text_BL, config.text_weight, 1.0)
-    return weights_BL
+    if "retrieved" not in batch:
+        return weights_BL
+    return discounted(weights_BL, batch["retrieved"][:, 1:], config.retrieved_weight)
 
 
 def loss_sums(
@@ -120,8 +113,8 @@ def loss_sums(
             targets(batch),
             batch["moved"][:, 1:],
             layout=layout,
-            objective_BL=loss_weights(batch, config, layout),
             retrieved_BL=retrieved_BL,
+            retrieved_weight=config.retrieved_weight,
             task_BL=batch["task"][:, 1:] if "task" in batch else None,
             tasks=config.tasks,
             blocks=config.loss_blocks,
@@ -134,7 +127,6 @@ def gradients(
     model: Any,
     batch: Batch,
     config: StepConfig,
-    layout: Layout,
     shard: Shard,
 ) -> tuple[Any, Sums]:
     """Gradient of the mean loss over all the batch's tokens, and the loss sums.
@@ -143,7 +135,7 @@ def gradients(
     before the forward pass, so the parts add up to exactly the loss of the batch in
     one piece, however the tokens are spread over the parts.
     """
-    weight = jnp.sum(loss_weights(batch, config, layout))
+    weight = jnp.sum(loss_weights(batch, config))
     # All of it can only be 0 together with every gradient.
     weight = jnp.where(weight > 0, weight, 1.0)
 
@@ -206,7 +198,7 @@ def train_step(
         )
 
     trained = parts.take(state.model)
-    grads, sums = gradients(sums_fn, trained, batch, config, layout, shard)
+    grads, sums = gradients(sums_fn, trained, batch, config, shard)
     trained, opt = updated(tx, trained, state.opt, grads)
     average = averaged(state.ema, trained, ema) if ema else None
     model = parts.put(state.model, trained)
