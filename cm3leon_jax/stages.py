@@ -86,14 +86,12 @@ def evaluate(
     *,
     data: Path | None = None,
     encoder: Path | None = None,
-    overwrite: bool = False,
-    decoder: Decoder | None = None,
-    mesh: Mesh | None = None,
+    **options: Any,
 ) -> Results:
     """Any finished checkpoint -> `eval/` and `samples/`, by one protocol.
 
     `data` is the folder of a public set (None: `public/SET` of the work directory),
-    `encoder` that of a CLIP or the work directory of a dual encoder; the others are
+    `encoder` that of a CLIP or the work directory of a dual encoder; `options` are
     those of `run_protocol`.
     """
     check_protocol(protocol)
@@ -105,10 +103,8 @@ def evaluate(
     return run_protocol(
         *(directory, checkpoint, protocol, known),
         examples=examples,
-        decoder=decoder,
-        mesh=mesh,
         encoder=None if encoder is None else encoders.either(encoder),
-        overwrite=overwrite,
+        **options,
     )
 
 

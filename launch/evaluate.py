@@ -6,13 +6,16 @@ r"""A checkpoint, measured by a frozen protocol: eval/NAME.CHECKPOINT.json, samp
         --checkpoint sft --data data/vqa2
 
 Several checkpoints, `--checkpoint pretrain,sft`, are measured one after the other and
-compared, as `compare.py` does. A run that was interrupted goes on with the same
-command; `--overwrite` throws away what it has left.
+compared, as `compare.py` does. `--weights int8` or `--cache int8` measures each twice,
+as it was trained and so, and compares: what does that precision cost? A run that was
+interrupted goes on with the same command; `--overwrite` throws away what it has left.
 """
 
+import itertools
 from pathlib import Path
 
 import command
+import precision_flags
 from absl import flags
 
 CONFIG = command.define_config(command.complete_protocol)
@@ -43,20 +46,23 @@ def main() -> dict:
         raise ValueError("give a protocol: --config configs/eval/….py")
     protocol = config.make(Protocol, CONFIG.value.to_dict(), "protocol")
     workdir = Path(command.WORKDIR.value)
-    results = [
-        stages.evaluate(
+    precision = precision_flags.precision()
+    ways = dict.fromkeys(("", str(precision)))
+    files, results = [], []
+    for checkpoint, how in itertools.product(CHECKPOINTS.value, ways):
+        result = stages.evaluate(
             *(workdir, protocol, checkpoint),
             data=None if DATA.value is None else Path(DATA.value),
             encoder=None if ENCODER.value is None else Path(ENCODER.value),
+            precision=precision if how else None,
             overwrite=command.OVERWRITE.value,
         )
-        for checkpoint in CHECKPOINTS.value
-    ]
+        results.append(result)
+        files.append(result_file(workdir, protocol, checkpoint + f".{how}" * bool(how)))
     if jax.process_index() == 0:
         report.write(workdir)
-    if len(results) == 1:
+    if len(files) == 1:
         return results[0]
-    files = [result_file(workdir, protocol, name) for name in CHECKPOINTS.value]
     found = compare.read_all(files)
     print(compare.markdown(found))
     return compare.summary(found)

@@ -44,6 +44,7 @@ from typing import Any
 import command
 import instruct_flags
 import outputs
+import precision_flags
 import sampler_flags
 from absl import flags
 
@@ -142,7 +143,7 @@ def main() -> dict:
     model = CM3Leon.load(
         *(command.WORKDIR.value, CHECKPOINT.value),
         bank=BANK.value,
-        precision=sampler_flags.precision(),
+        precision=precision_flags.precision(),
     )
     if AMATEUR.value:
         model.contrast(CM3Leon.load(AMATEUR.value))

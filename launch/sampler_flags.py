@@ -24,14 +24,6 @@ MIX = flags.DEFINE_bool("mix", False, "Contrast for half of the candidates only.
 RERANK = flags.DEFINE_list(
     "rerank", None, "What is best: weights, gain=1,similarity=10,likelihood=0.1."
 )
-PRECISION = {
-    "weights": flags.DEFINE_enum(
-        "weights", None, ["int8"], "How weights are kept (default: as trained)."
-    ),
-    "cache": flags.DEFINE_enum(
-        "cache", None, ["bfloat16", "int8"], "How keys and values are kept."
-    ),
-}
 NAMES = (*OVERRIDES, *CONTRAST, "mix")
 
 
@@ -63,13 +55,6 @@ def sampler(default: Any, *, guided: bool = True) -> Any:
     if not MIX.value:
         return dataclasses.replace(made, **how)
     return made, dataclasses.replace(made, guidance=1.0, **how)
-
-
-def precision() -> Any:
-    """How the decoder is kept while it decodes."""
-    from cm3leon_jax.sampling.engine import Precision
-
-    return Precision(**{name: flag.value for name, flag in PRECISION.items()})
 
 
 def rerank() -> Any:

@@ -20,6 +20,7 @@ from cm3leon_jax.evaluation import (
 )
 from cm3leon_jax.evaluation.protocol import Outcome, Protocol, Sample, interval
 from cm3leon_jax.evaluation.public_sets import PublicConfig
+from cm3leon_jax.sampling.engine import Precision
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.system import SamplingConfig
 from configs import shapes as configs_of_shapes
@@ -103,6 +104,26 @@ def test_an_encoder_that_is_given_chooses_among_candidates_too(workdir):
     assert result["encoder"] == "clip-0123"
 
 
+def test_another_precision_has_a_result_of_its_own(workdir, monkeypatch):
+    asked, load = [], protocol.CM3Leon.load
+    monkeypatch.setattr(
+        protocol.CM3Leon, "load", lambda *a, **k: asked.append(k) or load()
+    )
+    _, plain = run(workdir, PROTOCOL)
+    how = Precision(weights="int8", cache="bfloat16")
+    given = (workdir, "pretrain", PROTOCOL, {"draw": draw})
+    other = protocol.run_protocol(*given, precision=how)
+    same = protocol.run_protocol(*given, precision=Precision())
+    assert asked[1]["precision"] == how and "precision" not in same
+    assert other["precision"] == "weights=int8,cache=bfloat16"
+    assert other["checkpoint"] == "pretrain"
+    path = plain.with_name(f"{plain.stem}.weights-int8-cache-bfloat16.json")
+    assert json.loads(path.read_text()) == other
+    found = compare.read_all([plain, path])
+    assert found[1]["name"] == f"{found[0]['name']} {other['precision']}"
+    compare.check(found)
+
+
 def test_results_and_samples_are_kept_apart(workdir):
     changed = dataclasses.replace(PROTOCOL, seed=1)
     files = set()
@@ -145,7 +166,8 @@ def test_failures_after_the_first_samples_are_kept_too(workdir):
     def judged(_, documents, seed):
         right = (True, False, True, False, False, False)
         picture = {"a": Pillow.new("RGB", (4, 4))}
-        return Outcome({}, [Sample(text="x", pictures=picture, ok=ok) for ok in right])
+        samples = [Sample(text="x", pictures=picture, ok=ok) for ok in right]
+        return Outcome(draw(None, documents, seed).scores, samples)
 
     protocol.run_protocol(workdir, "pretrain", PROTOCOL, {"draw": judged})
     (folder,) = (workdir / "samples").iterdir()
@@ -225,6 +247,14 @@ def test_what_is_no_number_is_never_a_result(workdir, bad):
     with pytest.raises(ValueError, match="draw/count is .* no result is written"):
         protocol.run_protocol(workdir, "pretrain", PROTOCOL, {"draw": broken})
     assert not list(workdir.glob("eval/*"))
+
+
+@pytest.mark.parametrize("scores", [{}, {"count": interval(np.ones(3), np.mean, 0)}])
+def test_no_scores_are_no_result(workdir, scores):
+    made = {"draw": lambda *_: Outcome(scores, draw(None, [1], 0).samples)}
+    with pytest.raises(ValueError, match="a:b has measured nothing: draw left no"):
+        protocol.run_protocol(workdir, "pretrain", PROTOCOL, made)
+    assert not list(workdir.glob("eval/*")) and not list(workdir.glob("samples/*/draw"))
 
 
 @pytest.mark.parametrize("part", ["decoder", "image tokenizer"])

@@ -37,7 +37,13 @@ def sample():
     sys.path.remove(str(LAUNCH))
     for name in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, name)
-    for name in ("command", "instruct_flags", "outputs", "sampler_flags"):
+    for name in (
+        "command",
+        "instruct_flags",
+        "outputs",
+        "precision_flags",
+        "sampler_flags",
+    ):
         sys.modules.pop(name)
 
 

@@ -81,7 +81,8 @@ def read_all(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     places = [Path(path).resolve().parent.parent for path in paths]
     root = os.path.commonpath([place.parent for place in places])
     for result, place in zip(results, places, strict=True):
-        result["name"] = f"{place.relative_to(root)} {result.get('checkpoint', '')}"
+        said = (place.relative_to(root), *map(result.get, ("checkpoint", "precision")))
+        result["name"] = " ".join(str(x) for x in said if x)
     return results
 
 
@@ -185,8 +186,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     lead = f"<p class=lead>{escape(_about(results))}</p>"
     made = table(cells, [*map(escape, head)])
     body = f"<section>{made}<p class=note>{legend}</p></section>"
-    title, kicker = f"{name} · compared", "cm3leon_jax"
-    return frame(title, body, kicker=kicker, head=escape(name), lead=lead)
+    return frame(f"{name} · compared", body, head=escape(name), lead=lead)
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

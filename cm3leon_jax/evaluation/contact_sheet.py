@@ -109,8 +109,7 @@ def page(
     blocks.append(
         f'<section><h2>Records</h2><div class="cards">{shown}</div></section>'
     )
-    body, head = "".join(blocks), escape(title)
-    return frame(title, body, kicker="cm3leon_jax", head=head, lead="")
+    return frame(title, "".join(blocks), head=escape(title))
 
 
 def _card(card: Card) -> str:

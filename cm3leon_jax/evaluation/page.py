@@ -84,7 +84,9 @@ def title(name: str) -> str:
     return escape(name.replace("_to_", " → ").replace("_", " ").capitalize())
 
 
-def frame(name: str, body: str, *, kicker: str, head: str, lead: str) -> str:
+def frame(
+    name: str, body: str, *, head: str, lead: str = "", kicker: str = "cm3leon_jax"
+) -> str:
     """A file without network, in the style of the report: ready HTML but for `name`."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

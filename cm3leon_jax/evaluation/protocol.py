@@ -43,6 +43,7 @@ from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.distributed import together
 from cm3leon_jax.parallel.mesh import MeshConfig, make_mesh
 from cm3leon_jax.retrieval.embed import Embedder
+from cm3leon_jax.sampling.engine import Precision
 from cm3leon_jax.system import System
 from cm3leon_jax.training.checkpoint import latest_step
 
@@ -103,9 +104,8 @@ class Protocol:
         del values["data"]
         public = values["public"] or {}
         for section, later in ((values, _LATER), (public, public_sets.LATER)):
-            for name in later:
-                if name in section and section[name] == later[name]:
-                    del section[name]
+            for name in [x for x in section if section[x] == later.get(x, section)]:
+                del section[name]
         return configs.config_hash(values)
 
 
@@ -189,16 +189,17 @@ def run_protocol(
     decoder: Decoder | None = None,
     mesh: jax.sharding.Mesh | None = None,
     encoder: Embedder | None = None,
+    precision: Precision | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measures a checkpoint by a protocol; returns and writes the result.
 
     `examples` take the place of the work directory's documents; `decoder`, on `mesh`,
     that of the checkpoint, which a run may not have saved. `encoder` compares texts
-    with pictures in place of the system's own. `overwrite`: what an interrupted run
-    has left is thrown away. Raises ValueError for a task that the world
-    does not have, a split with hardly any documents, data of another hash, and weights
-    or scores that are no numbers.
+    with pictures in place of the system's own. A `precision` has a result of its own.
+    `overwrite`: what an interrupted run has left is thrown away. Raises ValueError for
+    a task that the world does not have, a split with hardly any documents, data of
+    another hash, weights or scores that are no numbers, and no scores at all.
     """
     start = time.monotonic()
     unknown = set(protocol.tasks) - set(evaluators)
@@ -209,7 +210,8 @@ def run_protocol(
         )
     chosen = _chosen(workdir, protocol, examples)
     data_hash = digest(chosen)
-    path = result_file(workdir, protocol, checkpoint)
+    how = str(precision or "")
+    path = result_file(workdir, protocol, checkpoint + f".{how}" * bool(how))
     known, source = _known_data(workdir, protocol, len(chosen), overwrite)
     if known not in (None, data_hash):
         raise ValueError(
@@ -223,7 +225,8 @@ def run_protocol(
     if checkpoint.partition("@")[0] == TOKENIZER:
         model: Any = _Tokenizer(workdir)
     else:
-        model = CM3Leon.load(workdir, checkpoint, mesh=mesh, decoder=decoder)
+        given: Any = {"mesh": mesh, "decoder": decoder, "precision": precision}
+        model = CM3Leon.load(workdir, checkpoint, **given)
         if encoder is not None:
             model.context.encoder = encoder  # it chooses among candidates too
     _check_finite(model, f"{workdir}, checkpoint {checkpoint}")
@@ -251,6 +254,7 @@ def run_protocol(
         "sampling": sampling,
         "settings": settings,
     }
+    result |= {"precision": how} if how else {}
     if encoder is not None:
         result["encoder"] = encoder.name
     if (memory := getattr(model, "memory", None)) is not None:
@@ -273,6 +277,9 @@ def run_protocol(
         for measure, score in outcome.scores.items()
         if score["n"]  # a rate of nothing is neither good nor bad
     }
+    if not scores:
+        what = f"{', '.join(outcomes)} left no score of {len(chosen)} examples"
+        raise ValueError(f"protocol {protocol.name} has measured nothing: {what}")
     for key, score in scores.items():
         if not all(math.isfinite(value) for value in score.values()):
             raise ValueError(

@@ -189,10 +189,8 @@ def segment(job: Job) -> Outcome:
         ]
         maps = {"classes": made, "best of the grid": best, "truth": truth}
         shown = [
-            {
-                "picture": pictures[i],
-                **{k: class_picture(x[i], C) for k, x in maps.items()},
-            }
+            {"picture": Pillow.fromarray(pictures[i])}
+            | {k: Pillow.fromarray(class_picture(x[i], C)) for k, x in maps.items()}
             for i in job.shown(own)
         ]
         return {"areas": np.stack(areas, axis=1), "edges": edges, "shown": shown}
@@ -200,8 +198,7 @@ def segment(job: Job) -> Outcome:
     parts = [*job.parts("masks", work)]
     areas_BP3K = np.concatenate([part["areas"] for part in parts])
     edges_BCK = np.concatenate([part["edges"] for part in parts])
-    rows = [row for part in parts for row in part["shown"]]
-    shown = [{k: Pillow.fromarray(x) for k, x in row.items()} for row in rows]
+    shown = [row for part in parts for row in part["shown"]]
 
     n = len(areas_BP3K)
     scores: dict[str, Score] = {

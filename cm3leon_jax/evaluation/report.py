@@ -159,7 +159,8 @@ def _tiles(results: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The first score of every task, large, of the newest result that is not stale."""
     first: dict[str, tuple[str, Mapping[str, Any], str]] = {}
     for _, result in results:
-        for key, score in () if result["stale"] else result["scores"].items():
+        other = result["stale"] or "precision" in result
+        for key, score in () if other else result["scores"].items():
             if is_number(score.get("value")):
                 checkpoint = str(result.get("checkpoint", ""))
                 first.setdefault(key.split("/")[0], (key, score, checkpoint))
@@ -178,9 +179,10 @@ def _shown(samples: Path, results: Sequence[tuple[str, Mapping[str, Any]]]) -> s
     parts, seen = [], set()
     for name, result in results:
         protocol = result.get("protocol", name)
-        counts = not result["stale"] and protocol not in seen
+        counts = not (result["stale"] or "precision" in result or protocol in seen)
         seen |= {protocol} if counts else set()
-        of = f" of {show(result['checkpoint'])}" if "checkpoint" in result else ""
+        said = (show(result[x]) for x in ("checkpoint", "precision") if x in result)
+        of = " ".join((" of", *said))
         stale = result["stale"]
         badge = f" <span class=stale>stale: {escape(stale)}</span>" if stale else ""
         parts.append(

@@ -6,7 +6,8 @@ Captions are read back by the oracle. The short form names colours and shapes on
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -77,36 +78,23 @@ def answer(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
 
 def science(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """The same with a choice of answers."""
-    texts = asked(
-        documents,
-        lambda given, _: model.science(
-            given["image"],
-            given["question"],
-            _choices(given),
-            contexts=given["context"],
-            seed=seed,
-        ),
-    )
+    texts = _chosen(documents, model.science, seed)
     return _answers(documents, texts, [""] * len(texts))
 
 
 def science_cot(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """And thought out first; an explanation without an end has no answer."""
-    both = asked(
-        documents,
-        lambda given, _: model.explain(
-            given["image"],
-            given["question"],
-            _choices(given),
-            contexts=given["context"],
-            seed=seed,
-        ),
-    )
+    both = _chosen(documents, model.explain, seed)
     return _answers(documents, [b for _, b in both], [a for a, _ in both])
 
 
-def _choices(given: dict[str, list]) -> list[list[str]]:
-    return [_OPTION.findall(text) for text in given["options"]]
+def _chosen(documents: Sequence[Document], ask: Callable, seed: int) -> list[Any]:
+    def work(given: dict[str, list], _: int) -> list[Any]:
+        choices = [_OPTION.findall(text) for text in given["options"]]
+        how: dict[str, Any] = {"contexts": given["context"], "seed": seed}
+        return ask(given["image"], given["question"], choices, **how)
+
+    return asked(documents, work)
 
 
 def _plain(text: str) -> str:

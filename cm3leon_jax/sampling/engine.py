@@ -57,6 +57,10 @@ class Precision:
                     f"{', '.join(get_args(choices))}"
                 )
 
+    def __str__(self) -> str:
+        """What is not as it was trained: "weights=int8,cache=int8"."""
+        return ",".join(f"{key}={x}" for key, x in vars(self).items() if x is not None)
+
 
 class Engine:
     """Runs a decoder over a mesh, on which it must lie already; None is one device.
