@@ -216,6 +216,19 @@ def test_results_show_their_own_samples_newest_first(workdir):
     assert "0.812" in tiles and "0.111" not in tiles
 
 
+def test_a_result_in_another_precision_is_not_the_one_that_counts(workdir):
+    other = json.loads((workdir / "eval" / "quick.pretrain.json").read_text())
+    other |= {"measured": "2099-01-01", "precision": "weights=int8"}
+    other["scores"] = {"text_to_image/objects": {"value": 0.111}}
+    put(workdir / "eval" / "quick.pretrain.weights-int8.json", other)
+    text = report.write(workdir).read_text("utf-8")
+    tiles = text.partition("<nav>")[0]
+    assert "0.812" in tiles and "0.111" not in tiles
+    new, plain = text.split("<details class=result")[1:]
+    assert new.startswith(">") and plain.startswith(" open>")
+    assert "of pretrain weights=int8" in new and "int8" not in plain
+
+
 @pytest.mark.parametrize("change", [{"inputs_hash": "ffffffffffff"}, {"steps": 160}])
 def test_results_of_an_overwritten_stage_are_marked(workdir, change):
     done = json.loads((workdir / "pretrain" / "DONE.json").read_text())
