@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_task_scores import COUNT, DOCUMENTS, WORLD, Oracle, blank, some
+from test_task_scores import COUNT, DOCUMENTS, MASKS, WORLD, Oracle, blank, some, truth
 
-from cm3leon_jax.evaluation import examples, oracle, task_edits
+from cm3leon_jax.data.documents import highest_label
+from cm3leon_jax.evaluation import examples, oracle, task_edits, task_pictures
 from cm3leon_jax.evaluation.protocol import Protocol
 from cm3leon_jax.evaluation.tasks import TASKS
 from cm3leon_jax.stages import check_protocol
+from cm3leon_jax.tokenizers.segmentation import SegmentationTokenizer
 from configs.eval import shapes as protocols
 
 
@@ -27,6 +29,17 @@ def test_edits_for_which_the_context_has_no_room_are_left_out():
     for key in {"changed", "kept", "kept_background"} & set(found.scores):
         assert whole[key]["left_out"] == 0
         assert whole[key].names != found.scores[key].names
+
+
+def test_masks_of_classes_that_a_model_lacks_are_left_out():
+    given, model = some("segment"), Oracle(lambda d: MASKS.ceiling(truth(d)))
+    highest = [highest_label(document) for document in given]
+    fewer = SegmentationTokenizer(grid=MASKS.grid, classes=MASKS.classes[:-1])
+    model.codec = SimpleNamespace(**vars(Oracle.codec) | {"masks": fewer})
+    out = sum(label == len(MASKS.classes) - 1 for label in highest)
+    found = task_pictures.segment(model, given, 0)
+    assert {score["left_out"] for score in found.scores.values()} == {out}
+    assert len(found.samples) == len(given) - out > 0 < out
 
 
 class NotTuned(Oracle):
