@@ -1,5 +1,7 @@
 """Precision, recall, density, coverage; the Inception score; NDCG; bootstraps."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import references
@@ -136,3 +138,14 @@ def test_use_of_codes_has_intervals_over_pictures():
         assert score["n"] == 200 and len(score.draws) == 1000
     assert found["usage"]["high"] <= 1 and found["bits"]["high"] <= 6.4
     assert 0.02 < found["bits"]["high"] - found["bits"]["low"] < 0.6
+
+
+def test_balls_keep_the_distances_of_a_few_rows_only():
+    x_NE = np.random.default_rng(0).normal(size=(4096, 8)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        Balls.around([x_NE])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(x_NE) ** 2 / 2  # half of all distances

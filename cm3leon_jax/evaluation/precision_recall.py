@@ -50,9 +50,11 @@ class Balls:
             )
         centre = x_NE.mean(0) if real is None else real.centre
         x_NE -= centre
-        # The nearest of each is itself.
-        radii = [np.partition(d, k)[:, k] for _, d in _distances(x_NE, x_NE, "balls")]
-        return cls(x_NE, np.concatenate(radii), centre)
+        radii_N = np.empty(len(x_NE), np.float32)
+        for own, distance_BN in _distances(x_NE, x_NE, "balls"):
+            distance_BN.partition(k)  # the nearest of each is itself
+            radii_N[own] = distance_BN[:, k]
+        return cls(x_NE, radii_N, centre)
 
 
 def scores(real: Balls, batches: Batches, k: int = NEIGHBOURS) -> dict[str, Score]:
