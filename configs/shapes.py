@@ -283,7 +283,7 @@ def _full() -> ConfigDict:
     c.pretrain.packing.row_length = 192
     # Of an object the background is learnt first, then colour and size, its shape last:
     # 5,200 updates ended before it (1.6 of 1.8 nats left), 300 more at a rate of 3e-3
-    # brought it to 0.35. So the rate stays high for long.
+    # brought it to 0.35 (one trial; its script is not kept). So the rate falls slowly.
     schedule = {"peak": 4e-3, "steps": 7_500, "schedule": "linear"}
     c.pretrain.optimizer.update(schedule)
     c.sft = {

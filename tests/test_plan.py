@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_topology
 import tiny_training as tiny
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -21,14 +22,6 @@ from cm3leon_jax.system import System
 from cm3leon_jax.training import state
 from cm3leon_jax.training.flops import train_flops_per_token
 from configs import shapes
-
-CPU = topologies.Topology(
-    name="cpu",
-    devices=tuple(jax.devices()),
-    slices=1,
-    near=4,
-    chip=topologies.Chip(flops=1e12, memory=2**34, bandwidth=1e11, near=1e10, far=1e9),
-)
 
 
 def counted(function, *shapes):
@@ -222,7 +215,7 @@ def system(**changes):
 
 
 def test_a_plan_adds_up_and_is_called_predicted():
-    found = planning.plan(system(), "pretrain", CPU)
+    found = planning.plan(system(), "pretrain", tiny_topology.CPU)
     assert found["predicted"] and found["fits"] and found["devices"] == 8
     assert found["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     whole = 4 * parameter_count(system().decoder_config)
@@ -237,14 +230,14 @@ def test_a_plan_adds_up_and_is_called_predicted():
     text = plan.table(found)
     assert text.startswith("predicted for 8 devices of cpu")
     assert "data=1 fsdp=8 tensor=1" in text
-    small = dataclasses.replace(CPU.chip, memory=1e6)
+    small = dataclasses.replace(tiny_topology.CPU.chip, memory=1e6)
     assert not planning.plan(
-        system(), "pretrain", dataclasses.replace(CPU, chip=small)
+        system(), "pretrain", dataclasses.replace(tiny_topology.CPU, chip=small)
     )["fits"]
 
 
 def test_what_has_no_formula_has_a_report_that_is_json():
-    found = planning.plan(system(), "tokenize", CPU, rows=1)
+    found = planning.plan(system(), "tokenize", tiny_topology.CPU, rows=1)
     assert json.loads(json.dumps(found, allow_nan=False))["pictures"] == 340_000_000
     assert "mfu_at_most" not in found and "model_flops" not in found
     assert plan.table(found)
@@ -264,20 +257,22 @@ def test_chips_are_those_of_the_data_sheets():
 
 
 def test_what_cannot_be_planned_is_named():
-    two = dataclasses.replace(CPU, slices=2)
+    two = dataclasses.replace(tiny_topology.CPU, slices=2)
     with pytest.raises(ValueError, match="mesh.data=1 on 2 slices: choose a multiple"):
         planning.plan(system(), "pretrain", two)
     with pytest.raises(ValueError, match="stage='dance': choose from pretrain, sft"):
-        planning.plan(system(), "dance", CPU)
+        planning.plan(system(), "dance", tiny_topology.CPU)
     with pytest.raises(ValueError, match="rows_per_device=3 on 8 devices"):
-        planning.plan(system(), "pretrain", CPU, rows=3)
+        planning.plan(system(), "pretrain", tiny_topology.CPU, rows=3)
     with pytest.raises(ValueError, match="heads=4 cannot be split over 8 devices"):
-        planning.plan(system(mesh=MeshConfig(fsdp=1, tensor=8)), "pretrain", CPU)
+        planning.plan(
+            system(mesh=MeshConfig(fsdp=1, tensor=8)), "pretrain", tiny_topology.CPU
+        )
     with pytest.raises(ValueError, match="tensor=3 cannot cover 8 devices"):
-        planning.plan(system(mesh=MeshConfig(tensor=3)), "pretrain", CPU)
+        planning.plan(system(mesh=MeshConfig(tensor=3)), "pretrain", tiny_topology.CPU)
     with pytest.raises(ValueError, match="has no section sft"):
-        planning.plan(system(sft=None), "sft", CPU)
-    odd = dataclasses.replace(CPU, devices=CPU.devices[:3])
+        planning.plan(system(sft=None), "sft", tiny_topology.CPU)
+    odd = dataclasses.replace(tiny_topology.CPU, devices=tiny_topology.CPU.devices[:3])
     with pytest.raises(ValueError, match="does not divide among the 3 devices"):
         planning.plan(system(), "pretrain", odd)
     for name in (
@@ -294,13 +289,15 @@ def test_what_cannot_be_planned_is_named():
 
 
 def test_a_search_goes_from_fast_to_frugal_and_leaves_out_what_cannot_fit():
-    tried = list(planning.candidates(system(), "pretrain", CPU))
+    tried = list(planning.candidates(system(), "pretrain", tiny_topology.CPU))
     assert [s.decoder["remat"] for s in tried][0] == "none"
     assert [s.mesh.tensor for s in tried] == sorted(s.mesh.tensor for s in tried)
-    tight = dataclasses.replace(CPU.chip, memory=4e6)
+    tight = dataclasses.replace(tiny_topology.CPU.chip, memory=4e6)
     fewer = list(
-        planning.candidates(system(), "pretrain", dataclasses.replace(CPU, chip=tight))
+        planning.candidates(
+            system(), "pretrain", dataclasses.replace(tiny_topology.CPU, chip=tight)
+        )
     )
     assert len(fewer) < len(tried)
     with pytest.raises(ValueError, match="--search is for pretrain and sft"):
-        next(planning.candidates(system(), "decode", CPU))
+        next(planning.candidates(system(), "decode", tiny_topology.CPU))

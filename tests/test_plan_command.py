@@ -1,43 +1,27 @@
 """`launch/plan.py`: its last line has, as JSON, all that the table above it shows."""
 
-import importlib.util
 import json
-import sys
 import types
-from pathlib import Path
 
 import jax
 import pytest
+import tiny_script
+import tiny_topology
 from absl import flags
 from absl.testing import flagsaver
 
 from cm3leon_jax.parallel import topologies
 from configs import shapes
 
-LAUNCH = Path(__file__).parent.parent / "launch"
-CPU = topologies.Topology(
-    name="cpu",
-    devices=tuple(jax.devices()),
-    slices=1,
-    near=4,
-    chip=topologies.Chip(flops=1e12, memory=2**34, bandwidth=1e11, near=1e10, far=1e9),
-)
 UNITS = {"TFLOP": 1e12, "ms": 1e-3, "MiB": 2**20, "GiB": 2**30}
 
 
 @pytest.fixture(scope="module")
 def script():
     """The script as a module, without running it."""
-    before, cached = set(flags.FLAGS), jax.config.jax_enable_compilation_cache
-    sys.path.insert(0, str(LAUNCH))
-    spec = importlib.util.spec_from_file_location("plan_script", LAUNCH / "plan.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(LAUNCH))
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    sys.modules.pop("command")
+    cached = jax.config.jax_enable_compilation_cache
+    with tiny_script.loaded("plan") as module:
+        yield module
     jax.config.update("jax_enable_compilation_cache", cached)
 
 
@@ -56,7 +40,7 @@ def test_the_json_has_what_the_table_shows(
     with config.unlocked():
         config.mesh = {"data": 1, "fsdp": -1, "tensor": 1}
     monkeypatch.setattr(script, "CONFIG", types.SimpleNamespace(value=config), False)
-    monkeypatch.setattr(topologies, "find", {"tiny": CPU}.__getitem__)
+    monkeypatch.setattr(topologies, "find", {"tiny": tiny_topology.CPU}.__getitem__)
     with flagsaver.flagsaver():
         given = ("--stage", stage, "--topology", "tiny", "--rows_per_device", str(rows))
         flags.FLAGS(["plan.py", "--workdir", ".", *given])

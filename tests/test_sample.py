@@ -1,8 +1,6 @@
 """`launch/sample.py`: every task from the shell, and what is refused before it runs."""
 
-import importlib.util
 import json
-import sys
 import types
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_api
+import tiny_script
 from absl import flags
 from absl.testing import flagsaver
 from PIL import Image as Pillow
@@ -21,30 +20,14 @@ from cm3leon_jax.parallel import distributed
 from cm3leon_jax.sampling.engine import Engine, Precision
 from cm3leon_jax.sampling.sampler import Sampler
 
-LAUNCH = Path(__file__).parent.parent / "launch"
 SIDE = tiny_api.SIDE
 
 
 @pytest.fixture(scope="module")
 def sample():
     """The script as a module, without running it."""
-    before = set(flags.FLAGS)
-    sys.path.insert(0, str(LAUNCH))
-    spec = importlib.util.spec_from_file_location("sample", LAUNCH / "sample.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(LAUNCH))
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    for name in (
-        "command",
-        "instruct_flags",
-        "outputs",
-        "precision_flags",
-        "sampler_flags",
-    ):
-        sys.modules.pop(name)
+    with tiny_script.loaded("sample") as module:
+        yield module
 
 
 @pytest.fixture
