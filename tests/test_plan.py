@@ -184,8 +184,10 @@ BASE = DecoderConfig(
 def test_compiled_flops_follow_the_formula(changes):
     config = dataclasses.replace(BASE, **changes)
     tokens = 4 * config.length
-    # Plain attention makes the scores of later tokens too, the formula leaves them out.
-    later = 6.0 * config.layers * config.width * config.length
+    # Plain attention makes scores of later tokens of a query's own block too, one of 2
+    # or 4 blocks; the formula leaves all later ones out.
+    blocks = min(config.length // 32, 4)
+    later = 6.0 * config.layers * config.width * config.length / blocks
     formula = tokens * (train_flops_per_token(config, config.length) + later)
     flops = compiled.count(lowered(config, tiny.mesh_of(1, 1, 1), rows=4), 8).flops
     assert flops == pytest.approx(formula, rel=0.05)
