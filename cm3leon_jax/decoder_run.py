@@ -6,7 +6,7 @@ differ in their settings, their rows, and where the first weights come from.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cm3leon_jax.data.pipeline import Rows, batches
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.parallel.kernels import attention_fn
 from cm3leon_jax.parallel.mesh import make_mesh
-from cm3leon_jax.parallel.rules import batch_sharding, shard_fn
+from cm3leon_jax.parallel.rules import batch_sharding, row_share, shard_fn
 from cm3leon_jax.run_config import RunConfig
 from cm3leon_jax.system import System
 from cm3leon_jax.training import loop, state, step, validation
@@ -142,9 +142,19 @@ def train_decoder(
     tokens = settings.batch_size * length
     per_token = train_flops_per_token(system.decoder_config, length, parts)
     peak = peak_flops(jax.devices()[0])
+    sharding = batch_sharding(mesh, system.rules)
+    index, count = row_share(sharding)
+    read = functools.partial(
+        batches,
+        batch_size=settings.batch_size,
+        process_index=index,
+        process_count=count,
+        workers=settings.workers,
+    )
+    send = loop.sender(sharding, settings.batch_size)
+    few = settings.validation_batches
     validate = validation.validator(
-        functions.sums,
-        _validation_batches(settings, held_out, batch_sharding(mesh, system.rules)),
+        functions.sums, lambda: map(send, read(held_out, start_step=0, steps=few))
     )
 
     def evaluation(measure: Measure) -> Callable[[state.TrainState], Any]:
@@ -163,7 +173,8 @@ def train_decoder(
         step_fn=functions.step,
         init_fn=functions.init,
         load_fn=None if load is None else load_state,
-        batches=lambda start: _process_batches(settings, rows, start),
+        batches=lambda start: read(rows, start_step=start),
+        batch_size=settings.batch_size,
         directory=folder,
         mesh=mesh,
         rules=system.rules,
@@ -207,30 +218,3 @@ def _overlong(rows: Rows, settings: RunConfig) -> dict[str, Any]:
             *(", ".join(names), ", …" if rows.skipped > _NAMED else ""),
         )
     return {"overlong": rows.skipped, "overlong_ids": names}
-
-
-def _process_batches(
-    settings: RunConfig, rows: Rows, start: int, steps: int | None = None
-) -> Iterator[dict]:
-    return batches(
-        rows,
-        batch_size=settings.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=settings.workers,
-        start_step=start,
-        steps=steps,
-    )
-
-
-def _validation_batches(settings: RunConfig, rows: Rows, sharding: Any):
-    def fresh() -> Iterator[dict[str, jax.Array]]:
-        count = settings.validation_batches
-        for batch in _process_batches(settings, rows, 0, count):
-            yield {
-                key: jax.make_array_from_process_local_data(sharding, value)
-                for key, value in batch.items()
-                if key != loop.HOST_ONLY
-            }
-
-    return fresh

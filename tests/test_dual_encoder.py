@@ -295,6 +295,14 @@ def test_batches_are_a_function_of_their_number():
     assert len(all_) == 6 and len(late) == 2
     for key in all_[4]:
         np.testing.assert_array_equal(all_[4][key], late[0][key])
+    shares = [
+        training.pair_batches(pairs(40, 0), 0, **options, share=(k, 2))
+        for k in range(2)
+    ]
+    for batch, *parts in zip(all_, *shares, strict=True):
+        for key, value in batch.items():
+            joined = np.concatenate([part[key] for part in parts])
+            np.testing.assert_array_equal(value, joined)
     rows = np.concatenate([batch["row"] for batch in all_[:5]])
     assert (np.bincount(rows) == 2).all()  # two epochs
     whole, view = all_[0]["lengths"].T

@@ -32,8 +32,8 @@ def losses(directory):
     return [line["loss"] for line in metrics.read(directory)]
 
 
-def mesh(devices):
-    return make_mesh(MeshConfig(), jax.devices()[:devices])
+def mesh(devices, tensor=1):
+    return make_mesh(MeshConfig(tensor=tensor), jax.devices()[:devices])
 
 
 def members(tokens, directory, processes, *, devices, **settings):
@@ -82,6 +82,19 @@ def test_8_devices_then_4_then_4_processes_then_2_of_2_then_1(tokens, tmp_path):
     tiny_run.train(tokens, moved, 16, mesh(1))
     assert len(losses(moved)) == 16
     np.testing.assert_allclose(losses(moved), losses(whole), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices", "tensor"), [(2, 2, 4), (4, 1, 2)])
+def test_processes_may_hold_the_same_rows(tokens, tmp_path, processes, devices, tensor):
+    """As where the mesh axis `tensor` spans hosts."""
+    one, job = tmp_path / "one", tmp_path / "job"
+    tiny_run.train(tokens, one, 6, mesh(4, tensor))
+    sizes = {"devices": devices, "tensor": tensor, "steps": 6}
+    for code, text in ends(members(tokens, job, processes, **sizes)):
+        assert code == 0, text
+    assert len(losses(one)) == 6
+    np.testing.assert_allclose(losses(job), losses(one), rtol=1e-5)
 
 
 def begun(job, directory, steps):

@@ -219,6 +219,9 @@ def test_batches_are_a_function_of_the_step():
     for epoch in (rows[:10], rows[10:20]):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
     assert (rows[:10] != rows[10:20]).any()
+    shares = [image_batches(images, 0, **options, share=(k, 2)) for k in range(2)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        np.testing.assert_array_equal(batch, np.concatenate([x["row"] for x in parts]))
     batch = next(image_batches(images, 5, **options))
     np.testing.assert_array_equal(batch["images"][:, 0], batch["row"])
 

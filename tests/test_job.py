@@ -21,8 +21,9 @@ for again in range(2):  # the second time all is done
 """
 
 
-def job_config():
+def job_config(tensor):
     c = tiny_config()
+    c["mesh"] = {"tensor": tensor}
     # No k-means and no restart: their random choices turn on the last bit.
     c["image_tokenizer"]["training"] |= {"unquantised_steps": 0, "restart_until": 0}
     c["image_tokenizer"]["training"] |= {"log_every": 1, "validate_every": 3}
@@ -34,9 +35,10 @@ def losses(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_run_every_stage_like_one(tmp_path):
+@pytest.mark.parametrize("tensor", [1, 2])  # of 2: both processes hold the same rows
+def test_two_processes_run_every_stage_like_one(tmp_path, tensor):
     one, two, given = tmp_path / "one", tmp_path / "two", tmp_path / "config.json"
-    given.write_text(json.dumps(job_config()))
+    given.write_text(json.dumps(job_config(tensor)))
     tiny_job.run(MEMBER, given, one, devices=2, processes=1)
     tiny_job.run(MEMBER, given, two, devices=1)
 

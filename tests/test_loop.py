@@ -54,7 +54,8 @@ def feed(start, *, bad=None, end=10**9):
 def train(directory, steps=10, **changes):
     config = {"steps": steps, "log_every": 2, "checkpoint_every": 4}
     config |= changes.pop("loop", {})
-    arguments = {"batches": feed, "step_fn": update, "settings": {"x": 1}} | changes
+    arguments = {"batches": feed, "batch_size": 8, "step_fn": update}
+    arguments |= {"settings": {"x": 1}} | changes
     return loop.run(
         config=loop.LoopConfig(**config),
         init_fn=init,
@@ -288,8 +289,10 @@ def test_what_goes_wrong_with_the_data_is_said(tmp_path):
         for batch in feed(start):
             yield batch | {"x": batch["x"][:7]}
 
-    with pytest.raises(ValueError, match="7 rows does not divide .* 8 devices .* data"):
+    with pytest.raises(ValueError, match=r"global_shape=\(8, 3\) .*shape=\(7, 3\)"):
         train(tmp_path / "uneven", batches=uneven)
+    with pytest.raises(ValueError, match="7 rows does not divide .* 8 devices .* data"):
+        train(tmp_path / "uneven", batch_size=7)
 
 
 def test_a_failed_write_stops_the_run_with_its_mend(tmp_path, monkeypatch):

@@ -1,11 +1,22 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_training as tiny
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from cm3leon_jax.parallel.rules import AxisTable, Rules, shard_fn, shardings
+from cm3leon_jax.parallel.mesh import AXES
+from cm3leon_jax.parallel.rules import (
+    AxisTable,
+    Rules,
+    batch_sharding,
+    row_share,
+    shard_fn,
+    shardings,
+)
 from cm3leon_jax.training.checkpoint import leaf_names
 
 
@@ -109,3 +120,58 @@ def test_what_cannot_be_placed_is_named(monkeypatch):
     monkeypatch.setattr("cm3leon_jax.parallel.rules.LARGE", 1000)
     with pytest.raises(ValueError, match=r"blocks.*dimension of 2 .* 8 devices"):
         shardings(abstract, mesh, rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    process_index: int
+    id: int
+
+
+def shares(monkeypatch, sizes, processes, rules=tiny.RULES):
+    """What each process reads, if these are the processes of the mesh's devices."""
+    devices = [Device(process, n) for n, process in enumerate(processes)]
+    mesh = Mesh(np.array(devices, object).reshape(sizes), AXES)
+    found = []
+    for process in range(max(processes) + 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(row_share(batch_sharding(mesh, rules)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes", "expected"),
+    [
+        ((1, 4, 1), [0] * 4, [(0, 1)]),
+        ((1, 4, 1), [0, 0, 1, 1], [(0, 2), (1, 2)]),
+        ((1, 4, 1), [1, 1, 0, 0], [(1, 2), (0, 2)]),  # by rows, not by process
+        ((1, 2, 2), [0, 0, 1, 1], [(0, 2), (1, 2)]),
+        ((1, 1, 4), [0, 0, 1, 1], [(0, 1), (0, 1)]),
+        ((1, 2, 2), [0, 1, 2, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((2, 2, 2), [0, 1, 0, 1, 2, 3, 2, 3], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        # Slices of TPUs go round: 0, 1, 6 and 15 of 16 chips may be a host's.
+        ((1, 8, 1), [0, 0, 1, 1, 1, 1, 0, 0], [(0, 2), (1, 2)]),
+    ],
+)
+def test_processes_with_the_same_rows_read_the_same(
+    monkeypatch, sizes, processes, expected
+):
+    assert shares(monkeypatch, sizes, processes) == expected
+
+
+def test_rows_that_lie_on_no_axis_are_everybodys(monkeypatch):
+    rules = Rules(compute=AxisTable())
+    assert shares(monkeypatch, (1, 4, 1), [0, 0, 1, 1], rules) == [(0, 1), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes"),
+    [
+        ((1, 3, 2), [0, 0, 0, 1, 1, 1]),  # both hold the second third
+        ((1, 4, 1), [0, 0, 0, 1]),
+        ((1, 6, 1), [0, 0, 1, 1, 1, 2]),
+    ],
+)
+def test_processes_that_share_some_rows_are_refused(monkeypatch, sizes, processes):
+    with pytest.raises(ValueError, match="equal shares .*: choose a mesh.tensor that"):
+        shares(monkeypatch, sizes, processes)

@@ -19,7 +19,6 @@ def train(tokens, directory, steps, mesh, every=4, delay=0.0):
     """Every process's part of the run; it goes on where it finds a checkpoint."""
     import functools
 
-    import jax
     import tiny_mixing
     from flax import nnx
     from tiny_data import LAYOUT
@@ -27,13 +26,14 @@ def train(tokens, directory, steps, mesh, every=4, delay=0.0):
     from cm3leon_jax.data.pipeline import batches
     from cm3leon_jax.models.attention import xla_attention
     from cm3leon_jax.models.decoder import Decoder, DecoderConfig
-    from cm3leon_jax.parallel.rules import Rules, shard_fn
+    from cm3leon_jax.parallel.rules import Rules, batch_sharding, row_share, shard_fn
     from cm3leon_jax.training import loop, state, step
     from cm3leon_jax.training.metrics import Work
     from cm3leon_jax.training.optimizer import OptimizerConfig, make_optimizer
 
     rows = tiny_mixing.rows_of(Path(tokens), "first_fit")
     length = rows.packing.row_length
+    index, count = row_share(batch_sharding(mesh, Rules()))
     config = DecoderConfig(
         vocab=LAYOUT.size, layers=2, width=32, heads=4, mlp=64, length=length
     )
@@ -43,8 +43,8 @@ def train(tokens, directory, steps, mesh, every=4, delay=0.0):
         for batch in batches(
             rows,
             batch_size=ROWS,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             workers=0,
             start_step=start,
         ):
@@ -63,6 +63,7 @@ def train(tokens, directory, steps, mesh, every=4, delay=0.0):
         ),
         init_fn=lambda key: state.create(Decoder(config, nnx.Rngs(key)), tx),
         batches=slowly,
+        batch_size=ROWS,
         directory=directory,
         mesh=mesh,
         rules=Rules(),
@@ -79,7 +80,7 @@ def main(given):
 
     jax.config.update("jax_num_cpu_devices", given.devices)
     distributed.initialize(shared=given.workdir)
-    mesh = make_mesh(MeshConfig())
+    mesh = make_mesh(MeshConfig(tensor=given.tensor))
     done = train(
         *(given.tokens, given.workdir, given.steps, mesh, given.every, given.delay)
     )
@@ -93,6 +94,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("tokens", None, "Made by tiny_mixing.write.")
     flags.DEFINE_integer("steps", 20, "Updates.")
     flags.DEFINE_integer("devices", 1, "Simulated devices of this process.")
+    flags.DEFINE_integer("tensor", 1, "Devices along the mesh axis `tensor`.")
     flags.DEFINE_integer("every", 4, "Updates between two checkpoints.")
     flags.DEFINE_float("delay", 0.0, "Seconds that a batch takes.")
     command.run(lambda: main(flags.FLAGS))

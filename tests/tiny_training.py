@@ -91,6 +91,7 @@ def train(directory: Path, mesh: Mesh, steps: int, **changes: Any) -> Any:
         "step_fn": step_fn(mesh),
         "init_fn": init,
         "batches": batches,
+        "batch_size": ROWS,
         "settings": {"decoder": {"width": DECODER.width}, "rows": [ROWS]},
         "work": Work(unit="tokens", per_step=ROWS * DECODER.length),
         "rules": RULES,

@@ -167,6 +167,28 @@ def batch_sharding(mesh: Mesh, rules: Rules) -> NamedSharding:
     return NamedSharding(mesh, rules.compute.spec(("batch",)))
 
 
+def row_share(sharding: NamedSharding) -> tuple[int, int]:
+    """(index, count): this process reads share `index` of the `count` equal ones of a
+    batch with that sharding. Processes whose devices hold the same rows, as where
+    `tensor` spans hosts, read the same; rows of a share need not lie side by side.
+
+    Raises ValueError where two processes share some rows, or have unequally many.
+    """
+    size = sharding.num_devices
+    parts = size // sharding.shard_shape((size,))[0]
+    held: dict[int, set[int]] = {}
+    for device, (where,) in sharding.devices_indices_map((parts,)).items():
+        held.setdefault(device.process_index, set()).add(where.indices(parts)[0])
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if any(len(rows) * len(shares) != parts for rows in shares):
+        raise ValueError(
+            f"mesh={tuple(sharding.mesh.shape.values())}: the processes do not hold "
+            "equal shares of a batch's rows, the same or apart: choose a mesh.tensor "
+            "that divides the devices of a process, or is a multiple of them"
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
 def shard_fn(mesh: Mesh, rules: Rules) -> Shard:
     """The callable that models take to place activations: `shard(x_BLD, names)`."""
     if mesh.size == 1:  # nothing to place; keeps one-device programs free of it

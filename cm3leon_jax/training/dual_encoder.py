@@ -26,7 +26,7 @@ from cm3leon_jax.models.dual_encoder import (
     DualEncoderConfig,
     parameter_count,
 )
-from cm3leon_jax.parallel.rules import Rules, batch_sharding, shard_fn
+from cm3leon_jax.parallel.rules import Rules, batch_sharding, row_share, shard_fn
 from cm3leon_jax.training import loop, state
 from cm3leon_jax.training.dual_encoder_step import (
     DualEncoderTrainConfig,
@@ -71,6 +71,8 @@ def train(
     tx = make_optimizer(config.optimizer)
     shard = shard_fn(mesh, rules)
     keep = keep_words(pairs[0], config.rare) if config.text_views else {}
+    sharding = batch_sharding(mesh, rules)
+    send = loop.sender(sharding, config.batch_size)
     batches = functools.partial(
         pair_batches,
         keep=keep,
@@ -78,20 +80,15 @@ def train(
         model_config=model_config,
         config=config,
         seed=seed,
+        share=row_share(sharding),
     )
     held_out = jax.jit(functools.partial(loss_terms, config=config, shard=shard))
-    sharding = batch_sharding(mesh, rules)
 
     def validate(trained: state.TrainState) -> Mapping[str, float]:
         steps = len(validation[0]) // config.batch_size
         found = []
         for batch in batches(validation, 0, steps=steps, epochs=False):
-            arrays = {
-                key: jax.make_array_from_process_local_data(sharding, x)
-                for key, x in batch.items()
-                if key != loop.HOST_ONLY
-            }
-            loss, metrics = held_out(trained.model, arrays)
+            loss, metrics = held_out(trained.model, send(batch))
             found.append(jax.device_get(metrics | {"loss": loss}))
         return {key: float(np.mean([x[key] for x in found])) for key in found[0]}
 
@@ -110,6 +107,7 @@ def train(
         step_fn=functools.partial(train_step, config=config, seed=seed, shard=shard),
         init_fn=init,
         batches=lambda start: batches(pairs, start, steps=steps),
+        batch_size=config.batch_size,
         directory=directory,
         mesh=mesh,
         rules=rules,
@@ -143,9 +141,10 @@ def pair_batches(
     model_config: DualEncoderConfig,
     config: DualEncoderTrainConfig,
     seed: int,
+    share: tuple[int, int] = (0, 1),
     epochs: bool = True,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of batches `start`, `start + 1`, … up to `steps`.
+    """A `share` (index, count) of batches `start`, `start + 1`, … up to `steps`.
 
     Batch t is rows [t·B, (t+1)·B) of all epochs in a row, each epoch in its own order
     (`epochs=False`: in the order of the pairs, no further than their end); a pure
@@ -153,20 +152,14 @@ def pair_batches(
     `dual_encoder_step.loss_terms` takes them and of the pairs' numbers `row`.
     """
     whole, images = pairs
-    processes, process = jax.process_count(), jax.process_index()
-    if config.batch_size % processes:
-        raise ValueError(
-            f"dual_encoder.training.batch_size={config.batch_size} is not a multiple "
-            f"of the {processes} processes"
-        )
-    part = config.batch_size // processes
+    part = config.batch_size // share[1]
     order = grain.MapDataset.range(len(whole))
     if epochs:
         order = order.seed(seed).shuffle().repeat()
 
     def fetch(local: int) -> dict[str, np.ndarray]:
         step, place = divmod(int(local), part)
-        place = step * config.batch_size + process * part + place
+        place = step * config.batch_size + share[0] * part + place
         row = order[place]
         assert row is not None  # no filter that could have dropped it
         texts = [whole[int(row)]]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cm3leon_jax.config import essential
 from cm3leon_jax.models.vqgan import VQGAN, VQGANConfig, parameter_count
-from cm3leon_jax.parallel.rules import Rules, shard_fn
+from cm3leon_jax.parallel.rules import Rules, batch_sharding, row_share, shard_fn
 from cm3leon_jax.tokenizers.image import ImageTokenizer, save
 from cm3leon_jax.training import loop
 from cm3leon_jax.training.image_step import (
@@ -95,7 +95,9 @@ def train(
             batch=config.batch_size,
             steps=config.optimizer.steps,
             seed=seed,
+            share=row_share(batch_sharding(mesh, rules)),
         ),
+        batch_size=config.batch_size,
         directory=directory,
         mesh=mesh,
         rules=rules,
@@ -119,26 +121,26 @@ def train(
 
 
 def image_batches(
-    images: Sequence[np.ndarray], start: int, *, batch: int, steps: int, seed: int
+    images: Sequence[np.ndarray],
+    start: int,
+    *,
+    batch: int,
+    steps: int,
+    seed: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's part of batches `start`, `start + 1`, … up to `steps`.
+    """A `share` (index, count) of batches `start`, `start + 1`, … up to `steps`.
 
     Batch t is rows [t·batch, (t+1)·batch) of all epochs in a row, each epoch in its own
     order; a pure function of (seed, t). Dicts of `images` uint8 [b, Y, X, 3] and of the
-    pictures' numbers `row`. Raises ValueError where the processes cannot share evenly.
+    pictures' numbers `row`.
     """
-    processes, process = jax.process_count(), jax.process_index()
-    if batch % processes:
-        raise ValueError(
-            f"image_tokenizer.training.batch_size={batch} is not a multiple of the "
-            f"{processes} processes"
-        )
-    part = batch // processes
+    part = batch // share[1]
     order = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
 
     def fetch(local: int) -> dict[str, np.ndarray]:
         step, place = divmod(int(local), part)
-        row = order[step * batch + process * part + place]
+        row = order[step * batch + share[0] * part + place]
         assert row is not None  # no filter that could have dropped it
         return {"images": np.asarray(images[row]), "row": np.asarray(row, np.int64)}
 

@@ -31,7 +31,6 @@ from cm3leon_jax.training.watch import Bad, BadBatches, Watch
 
 State = TypeVar("State")
 HostBatch = dict[str, Any]
-Numbered = tuple[int, HostBatch]
 Evaluation = tuple[int, Callable[[Any], Mapping[str, float]]]
 
 PREFETCHED = 2
@@ -72,6 +71,7 @@ def run(
     init_fn: Callable[[jax.Array], State],
     load_fn: Callable[[Any, jax.Array], State] | None = None,
     batches: Callable[[int], Iterator[HostBatch]],
+    batch_size: int,
     directory: str | Path,
     mesh: Mesh,
     rules: Rules,
@@ -86,10 +86,11 @@ def run(
     `load_fn(placement, key)`, if given, makes the first state in place of `init_fn`: of
     the same form, with the shardings `placement`, its arrays read from somewhere.
 
-    `batches(t)` yields this process's part of batches t, t+1, …: dicts of arrays with
-    a leading batch axis. `settings` is what a checkpoint must agree with (see
-    `Checkpoints`). `evaluations` maps a name to (every, function of the state).
-    `batch_ids` names the records of a batch. Metrics must hold `loss`.
+    `batches(t)` yields this process's share (`row_share`) of batches t, t+1, …: dicts
+    of arrays with a leading batch axis, in all `batch_size` long. `settings` is what a
+    checkpoint must agree with (see `Checkpoints`). `evaluations` maps a name to (every,
+    function of the state). `batch_ids` names the records of a batch. Metrics must hold
+    `loss`.
 
     Returns the state after `config.steps` updates, which is also saved. Raises
     FloatingPointError, leaving `bad_batches.jsonl` and every checkpoint, when the loss
@@ -111,6 +112,7 @@ def run(
         placement,
     )
     bad_batches = BadBatches(directory)
+    send = sender(batch_sharding(mesh, rules), batch_size)
 
     def numbered(position: int) -> Iterator[tuple[int, HostBatch]]:
         for t, batch in enumerate(batches(position), position):
@@ -135,7 +137,7 @@ def run(
         watch = Watch(config.spike, recent)
         make = functools.partial(numbered, position)
         with (
-            Prefetch(make, _sender(mesh, rules), PREFETCHED) as feed,
+            Prefetch(make, lambda item: (item, send(item[1])), PREFETCHED) as feed,
             Recorder(directory, start, config.steps, work, watch, name) as recorder,
         ):
             leaves = jax.tree.leaves(state)
@@ -223,40 +225,31 @@ def _next(feed: Prefetch, n: int, steps: int) -> Any:
         ) from None
 
 
-def _check_rows(host: HostBatch, sharding: NamedSharding) -> None:
-    """ValueError where the batch cannot be spread over the mesh."""
+def sender(
+    sharding: NamedSharding, batch_size: int
+) -> Callable[[HostBatch], dict[str, jax.Array]]:
+    """This process's share of a batch -> its arrays as global arrays on the mesh.
+
+    ValueError where batches of that size cannot be spread over the mesh, and later
+    where one is of another size.
+    """
     axes = sharding.spec[0] if len(sharding.spec) else None
     names = (axes,) if isinstance(axes, str) else axes or ()
     parts = math.prod(sharding.mesh.shape[name] for name in names)
-    for key, value in host.items():
-        if isinstance(value, np.ndarray) and key != HOST_ONLY:
-            rows = len(value) * jax.process_count()
-            if rows % parts:
-                raise ValueError(
-                    f"a batch of {rows} rows does not divide among the {parts} devices "
-                    f"of the mesh axes {', '.join(names)}: change batch_size or mesh"
-                )
+    if batch_size % parts:
+        raise ValueError(
+            f"a batch of {batch_size} rows does not divide among the {parts} devices "
+            f"of the mesh axes {', '.join(names)}: change batch_size or mesh"
+        )
 
-
-def _sender(
-    mesh: Mesh, rules: Rules
-) -> Callable[[Numbered], tuple[Numbered, dict[str, jax.Array]]]:
-    """(t, host batch) -> (the same, its arrays as global arrays on the mesh)."""
-    sharding = batch_sharding(mesh, rules)
-
-    def send(numbered: Numbered) -> tuple[Numbered, dict[str, jax.Array]]:
-        _, host = numbered
-        _check_rows(host, sharding)
+    def send(host: HostBatch) -> dict[str, jax.Array]:
         arrays = {
             key: value
             for key, value in host.items()
             if key != HOST_ONLY and isinstance(value, np.ndarray)
         }
-        if jax.process_count() == 1:
-            return numbered, jax.device_put(arrays, sharding)
-        return numbered, {
-            key: jax.make_array_from_process_local_data(sharding, value)
-            for key, value in arrays.items()
-        }
+        # Without them, processes that should hold the same rows could bring others.
+        shapes = {key: (batch_size, *x.shape[1:]) for key, x in arrays.items()}
+        return jax.make_array_from_process_local_data(sharding, arrays, shapes)
 
     return send

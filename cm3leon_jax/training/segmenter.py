@@ -20,7 +20,7 @@ from cm3leon_jax.models import unet
 from cm3leon_jax.models.layers import Shard, identity
 from cm3leon_jax.models.unet import UNet, UNetConfig
 from cm3leon_jax.models.vqgan import to_float
-from cm3leon_jax.parallel.rules import Rules, shard_fn
+from cm3leon_jax.parallel.rules import Rules, batch_sharding, row_share, shard_fn
 from cm3leon_jax.training import loop, state
 from cm3leon_jax.training.image_tokenizer import image_batches
 from cm3leon_jax.training.metrics import Work
@@ -90,8 +90,11 @@ def train(
         step_fn=functools.partial(train_step, tx=tx, shard=shard_fn(mesh, rules)),
         init_fn=lambda key: state.create(unet.build(model_config, key), tx),
         batches=functools.partial(
-            mask_batches, images, masks, config, model_config.classes, seed
+            mask_batches,
+            *(images, masks, config, model_config.classes, seed),
+            share=row_share(batch_sharding(mesh, rules)),
         ),
+        batch_size=config.batch_size,
         directory=directory,
         mesh=mesh,
         rules=rules,
@@ -113,13 +116,17 @@ def mask_batches(
     classes: int,
     seed: int,
     start: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """`image_batches` with the `masks` int32 [b, Y, X] of their pictures.
+    """`image_batches`, a `share` of each, with the `masks` int32 [b, Y, X] of their
+    pictures.
 
     Raises ValueError for a label without class.
     """
     steps, size = config.optimizer.steps, config.batch_size
-    for batch in image_batches(images, start, batch=size, steps=steps, seed=seed):
+    for batch in image_batches(
+        images, start, batch=size, steps=steps, seed=seed, share=share
+    ):
         labels = np.stack([masks[row] for row in batch["row"]]).astype(np.int32)
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(
