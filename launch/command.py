@@ -144,13 +144,11 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
         try:
             with _local_workdir():
                 results = main()
-        except _MISTAKES as error:
-            if logging.level_debug():
+        except (*_MISTAKES, RuntimeError) as error:
+            _leave_a_lost_job(error)
+            if logging.level_debug() or not isinstance(error, _MISTAKES):
                 raise
             fail(str(error), _status(error))
-        except RuntimeError as error:
-            _leave_a_lost_job(error)
-            raise
         print(json.dumps(results), flush=True)
 
     logging.set_verbosity(logging.WARNING)
@@ -201,7 +199,7 @@ def _local_workdir() -> Iterator[None]:
         yield
 
 
-def _leave_a_lost_job(error: RuntimeError) -> None:
+def _leave_a_lost_job(error: Exception) -> None:
     """Ends this process where the error is that another one of the job is gone."""
     from cm3leon_jax.parallel.distributed import peer_lost
     from cm3leon_jax.training.preemption import EXIT_CODE

@@ -203,3 +203,26 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path, no_room):
         checkpoints.save(2, small(2), position=2)  # goes on once there is room
     assert latest_step(tmp_path) == 2
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_another_process_that_is_lost_is_no_full_disk(tmp_path, monkeypatch):
+    said = "UNKNOWN: Gloo AllGather failed: Connection closed by peer"
+
+    def fail(*_, **__):
+        raise ValueError(said)
+
+    checkpoints = Checkpoints(tmp_path, settings={}, keep=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.manager, "save", fail)
+        patched.setattr(checkpoints.manager, "wait_until_finished", fail)
+        for call in (lambda: checkpoints.save(1, small(1), 1), checkpoints.wait):
+            with pytest.raises(OSError, match="make room"):  # there is no other process
+                call()
+        patched.setattr(jax, "process_count", lambda: 2)
+        for call in (lambda: checkpoints.save(1, small(1), 1), checkpoints.wait):
+            with pytest.raises(ValueError, match=f"^{said}$"):
+                call()
+        patched.setattr(checkpoints, "wait", lambda: pytest.fail("would never end"))
+        with pytest.raises(ValueError, match=said), checkpoints:
+            fail()
+    checkpoints.manager.close()

@@ -282,3 +282,16 @@ def test_only_a_lost_process_is_called_lost(monkeypatch):
     other = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
     assert distributed.peer_lost(other) is None
     assert distributed.peer_lost(RuntimeError("connection")) is None
+    # As NumPy says it.
+    error = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    assert "goes on from the last checkpoint" in str(distributed.peer_lost(error))
+    for said in ("UNAVAILABLE: connection timed out", "no connection: Gloo", "peer"):
+        assert distributed.peer_lost(ValueError(said)) is None
+
+
+def test_a_mistake_starts_no_backend_to_ask_who_is_there(monkeypatch):
+    def fail():
+        raise AssertionError("must not be called")
+
+    monkeypatch.setattr(jax, "process_count", fail)
+    assert distributed.peer_lost(ValueError("batch_size=3")) is None

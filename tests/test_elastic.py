@@ -36,10 +36,20 @@ def mesh(devices, tensor=1):
     return make_mesh(MeshConfig(tensor=tensor), jax.devices()[:devices])
 
 
-def members(tokens, directory, processes, *, devices, **settings):
-    """The processes of a job."""
+# Process 1 is killed as it begins to save.
+KILLED = """
+import os, runpy, signal, sys
+from cm3leon_jax.training.checkpoint import Checkpoints
+if os.environ["JAX_PROCESS_ID"] == "1":
+    Checkpoints.save = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def members(tokens, directory, processes, *, devices, start=(), **settings):
+    """The processes of a job; `start`: what Python is told before the script."""
     flags = {"tokens": tokens, "workdir": directory, "devices": devices} | settings
-    command = [sys.executable, tiny_run.__file__]
+    command = [sys.executable, *start, tiny_run.__file__]
     command += [f"--{key}={value}" for key, value in flags.items()]
     address = f"127.0.0.1:{tiny_job.free_port()}"
     job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
@@ -122,6 +132,16 @@ def test_the_other_process_of_a_job_ends_when_one_is_killed(tokens, tmp_path):
     for code, text in ends(members(tokens, whole, 2, devices=1, steps=steps)):
         assert code == 0, text
     assert losses(killed) == losses(whole)  # to the bit
+
+
+@pytest.mark.slow
+def test_a_process_lost_while_saving_is_no_full_disk(tokens, tmp_path):
+    options = {"devices": 1, "steps": 8, "start": ("-c", KILLED)}
+    (code, said), (other, _) = ends(members(tokens, tmp_path, 2, **options), 300)
+    assert other == -signal.SIGKILL
+    assert code == EXIT_CODE, said
+    assert "process 0 of 2: another process has ended" in said
+    assert "make room" not in said
 
 
 @pytest.mark.slow

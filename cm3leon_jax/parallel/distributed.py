@@ -19,6 +19,9 @@ HEARTBEAT = "CM3LEON_HEARTBEAT_TIMEOUT"
 _LOST = re.compile(
     "gloo|nccl|peer|connection|heartbeat|unavailable|deadline|coordination|socket"
 )
+# Of a ValueError, which NumPy raises where a collective has failed to make an array;
+# TensorStore does too, but where storage cannot be reached.
+_COLLECTIVE = re.compile("[A-Z_]+: .*(Gloo|NCCL)")
 
 
 class Membership(NamedTuple):
@@ -131,9 +134,13 @@ def together(moment: str) -> None:
 
 
 def peer_lost(error: BaseException) -> str | None:
-    """What to say where an error of JAX is that another process is gone, else None."""
-    lost = jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
-    if not lost or not _LOST.search(str(error).lower()):
+    """What to say where an error, of JAX or as NumPy hands it on, is that another
+    process is gone, else None."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        lost = _LOST.search(str(error).lower())
+    else:
+        lost = isinstance(error, ValueError) and _COLLECTIVE.match(str(error))
+    if not lost or jax.process_count() == 1:
         return None
     said = str(error).strip().splitlines()[0][:200]
     return (

@@ -21,6 +21,8 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from cm3leon_jax.parallel.distributed import peer_lost
+
 ITEMS = ("state", "meta")
 _PIECE = 32 << 20  # bytes; what is compressed is held twice
 _DAMAGE = ("DATA_LOSS", "NOT_FOUND", "OUT_OF_RANGE", "FAILED_PRECONDITION")
@@ -84,8 +86,8 @@ class Checkpoints:
         """Starts writing; returns once the arrays are copied and may be donated.
 
         `position` is the number of batches consumed, `recent` the losses of the last
-        steps. Raises OSError where this or the previous write failed; the checkpoints
-        before it are whole.
+        steps. Raises OSError where this or the previous write failed, the checkpoints
+        before it are whole; the error itself where another process is lost.
         """
         arrays = dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
         kinds = {name: _kind(array) for name, array in arrays.items()}
@@ -114,6 +116,8 @@ class Checkpoints:
             raise self._write_error(error) from error
 
     def _write_error(self, error: Exception) -> OSError:
+        if peer_lost(error):
+            raise error
         whole = sorted(ocp.path.step.checkpoint_steps(self.folder))
         rest = f"step {whole[-1]} is whole" if whole else "there is none before it"
         return OSError(
@@ -147,9 +151,9 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        lost = kind is not None and issubclass(kind, jax.errors.JaxRuntimeError)
-        if lost and jax.process_count() > 1:
+    def __exit__(self, kind: Any, error: Any, _: Any) -> None:
+        failed = isinstance(error, jax.errors.JaxRuntimeError)
+        if peer_lost(error) or failed and jax.process_count() > 1:
             return  # another process may be gone: whatever is waited for never comes
         try:
             self.wait()
