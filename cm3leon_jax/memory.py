@@ -74,6 +74,7 @@ def build_bank(system: System, directory: Path, overwrite: bool = False) -> Resu
             split: sources.read_documents(directory / "documents", split)
             for split in SPLITS
         }
+        left = bank_build.left(folder, len(documents["train"]))
         began = time.monotonic()
         bank = bank_build.build(
             folder,
@@ -84,7 +85,7 @@ def build_bank(system: System, directory: Path, overwrite: bool = False) -> Resu
         )
         seconds = max(time.monotonic() - began, 1e-3)
         made: Results = {"documents": len(bank), "encoder": bank.encoder}
-        made["documents_per_second"] = round(len(bank) / seconds, 1)
+        made["documents_per_second"] = round(left / seconds, 1)
         made |= _threshold(system, directory, embedder, documents)
         for split in SPLITS:
             made[split] = neighbours.build(

@@ -14,7 +14,7 @@ from tiny_training import mesh_of
 from cm3leon_jax.data.documents import Document, Text
 from cm3leon_jax.retrieval import bank_files
 from cm3leon_jax.retrieval.bank import Bank
-from cm3leon_jax.retrieval.bank_build import build
+from cm3leon_jax.retrieval.bank_build import build, left
 from cm3leon_jax.retrieval.search import STORAGES
 
 
@@ -267,7 +267,9 @@ def test_a_build_goes_on_where_it_was_interrupted(tmp_path, built):
     with pytest.raises(ValueError, match="documents: 90 -> 89"):
         build(tmp_path, Encoder(), DOCUMENTS[:-1], part_rows=30)
     rest = Encoder()
+    assert left(tmp_path, 90, 30) == 30
     bank = build(tmp_path, rest, DOCUMENTS, part_rows=30)
+    assert left(tmp_path, 90, 30) == 0
     assert rest.embedded == IDS[60:]
     np.testing.assert_array_equal(bank[range(90)], Bank.load(built)[range(90)])
 

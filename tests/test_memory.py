@@ -196,6 +196,16 @@ def test_a_streamed_bank_is_read_less_often_for_the_same_neighbours(
     np.testing.assert_array_equal(*made)
 
 
+def test_a_bank_of_parts_that_were_there_has_no_rate(built, tmp_path):
+    work = tmp_path / "system"
+    shutil.copytree(built, work)
+    rate = json.loads((work / "bank" / workdir.DONE).read_text())
+    assert rate["documents_per_second"] > 0
+    (work / "bank" / workdir.DONE).unlink()  # as if killed before its end
+    made = stages.run(retrieval_config(), work, ["build_bank"])["build_bank"]
+    assert made["documents"] == 120 and made["documents_per_second"] == 0
+
+
 def test_a_damaged_bank_is_mended_as_its_message_says(built, tmp_path):
     work = tmp_path / "system"
     shutil.copytree(built, work)

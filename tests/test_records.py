@@ -1,9 +1,11 @@
 """The token cache: contents, index, resuming, and every way it can be the wrong one."""
 
 import concurrent.futures
+import itertools
 import json
 import pickle
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +136,10 @@ def test_a_pickled_cache_reopens_its_files(tmp_path):
     np.testing.assert_array_equal(again.index, cache.index)
 
 
-def test_building_goes_on_where_it_was_interrupted(tmp_path):
+def test_building_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(monotonic=itertools.count(0, 2.0).__next__)
+    monkeypatch.setattr(records, "time", clock)
+
     class FailsAt(BlockTokenizer):
         def __init__(self, calls):
             self.calls = calls
@@ -160,9 +165,10 @@ def test_building_goes_on_where_it_was_interrupted(tmp_path):
         records.TokenRecords(tmp_path, "train")
     summary = build(FailsAt(2))  # only the two that are missing
     assert summary["records"] == 23
+    assert summary["records_per_second"] == round(11 / summary["seconds"], 1)
     cache = records.TokenRecords(tmp_path, "train")
     assert summary["tokens"] == sum(len(record.tokens) for record in cache)
-    build(FailsAt(0))
+    assert build(FailsAt(0))["records_per_second"] == 0
 
 
 def test_the_wrong_cache_is_refused_at_once_with_the_mend(tmp_path):

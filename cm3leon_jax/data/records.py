@@ -137,9 +137,9 @@ def build(
     The processes of a job share the shards out, and return together. The records and
     their order do not depend on `shards` or on the job; no process holds more than a
     few hundred documents at a time. Returns {"records", "tokens", "seconds",
-    "records_per_second"}. Raises OSError on a full disk: what is finished stays and is
-    not done again; ValueError where the folder holds tokens of another vocabulary or
-    grid.
+    "records_per_second"}, the last of what was not there. Raises OSError on a full
+    disk: what is finished stays and is not done again; ValueError where the folder
+    holds tokens of another vocabulary or grid.
     """
     directory, start = Path(directory), time.monotonic()
     layout, tasks = encoders.layout, list(encoders.tasks)
@@ -158,12 +158,16 @@ def build(
             _check_meta(meta_path, meta)
         else:
             write_whole(meta_path, json.dumps(meta))
+    parts = [
+        shard_path(directory, split, k, shards).with_suffix(".index.npy")
+        for k in range(shards)
+    ]
+    missing = [k for k in range(shards) if not parts[k].is_file()]  # none writes yet
     job.together(f"tokens of {split} begin")
     mine = range(job.process, shards, job.processes)
     total, done, made = sum(_count(documents, k, shards) for k in mine), 0, 0
     for shard in mine:
-        part = shard_path(directory, split, shard, shards).with_suffix(".index.npy")
-        if not part.is_file():
+        if not parts[shard].is_file():
             chosen = (documents[i] for i in range(shard, len(documents), shards))
             records = tokenize(chosen, encoders, regions_per_image, seed)
             made += write(records, directory, split, shard, shards, layout, bool(tasks))
@@ -173,15 +177,16 @@ def build(
         print(f"tokenize {split}: {line}", file=sys.stderr, flush=True)
     job.together(f"tokens of {split} made")
     if job.process == 0:
-        _merge_index(directory, split, shards, len(documents))
+        _merge_index(directory, split, parts, len(documents))
     job.together(f"tokens of {split} indexed")
     index = np.load(directory / f"{split}-index.npy", mmap_mode="r")
     seconds = max(time.monotonic() - start, 1e-3)
+    fresh = sum(_count(documents, k, shards) for k in missing)
     return {
         "records": len(index),
         "tokens": int(index["length"].sum(dtype=np.int64)),
         "seconds": round(seconds, 1),
-        "records_per_second": round(len(index) / seconds, 1),
+        "records_per_second": round(fresh / seconds, 1),
     }
 
 
@@ -189,11 +194,8 @@ def _count(documents: Sequence[Document], shard: int, shards: int) -> int:
     return len(range(shard, len(documents), shards))
 
 
-def _merge_index(directory: Path, split: str, shards: int, count: int) -> None:
-    paths = [
-        shard_path(directory, split, k, shards).with_suffix(".index.npy")
-        for k in range(shards)
-    ]
+def _merge_index(directory: Path, split: str, paths: list[Path], count: int) -> None:
+    shards = len(paths)
     parts = [np.load(path, mmap_mode="r") for path in paths]
     for shard, part in enumerate(parts):
         expected = len(range(shard, count, shards))

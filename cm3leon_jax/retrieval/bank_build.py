@@ -87,6 +87,13 @@ def build(
     return Bank.load(directory, encoder)
 
 
+def left(directory: str | Path, count: int, part_rows: int = PART_ROWS) -> int:
+    """How many of so many documents are in no finished part of a bank."""
+    starts = enumerate(range(0, count, part_rows))
+    sizes = {part: min(part_rows, count - start) for part, start in starts}
+    return sum(n for part, n in sizes.items() if not is_whole(Path(directory), part))
+
+
 def _check_ids(directory: Path, counts: Sequence[int]) -> None:
     """ValueError where two documents have one id: neither could be removed alone."""
     seen: set[str] = set()
