@@ -5,11 +5,11 @@
     --workdir DIR                   the work directory; gs://… and s3://… of one host
     --overwrite                     delete and make anew what has other settings
 
-A mistake of the user ends in one line that says the mend (exit status 2); a job whose
-processes have not met ends with 69, for another try. A run that was told to stop
-(SIGTERM), or whose job has lost a process, ends with exit status 75: the same command
-goes on. The last line on standard output is one JSON object with the
-results.
+A mistake of the user ends in one line that says the mend (exit status 2), and if one
+process of a job makes it, it ends the others as well; a job whose processes have not
+met ends with 69, for another try. A run that was told to stop (SIGTERM), or whose job
+has lost a process, ends with exit status 75: the same command goes on. The last line on
+standard output is one JSON object with the results.
 """
 
 import ast
@@ -20,6 +20,8 @@ import json
 import os
 import runpy
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ OVERWRITE = flags.DEFINE_bool(
     "Delete the folders of stages made with other settings, and make them anew.",
 )
 _MISTAKES = (ValueError, OSError, FloatingPointError)
+_TOLD = "cm3leon_mistake"  # where the processes of a job look for each other's
+_ending = threading.Lock()  # of the thread that ends this process of a job
 
 
 Complete = Callable[[dict[str, Any]], dict[str, Any]]
@@ -142,7 +146,7 @@ def run(main: Callable[[], dict[str, Any]]) -> None:
         if len(arguments) > 1:
             fail(f"unexpected argument {arguments[1]!r}; see --help")
         try:
-            with _local_workdir():
+            with _listening(), _local_workdir():
                 results = main()
         except (*_MISTAKES, RuntimeError) as error:
             _leave_a_lost_job(error)
@@ -166,9 +170,62 @@ def _parse(arguments: list[str]) -> list[str]:
 
 
 def fail(message: str, status: int = 2) -> Any:
-    """One line on standard error, and that exit status."""
+    """One line on standard error, and that exit status; the whole job ends with it."""
+    if (job := _job()) is not None:
+        _end(job, message, f"process {job.process_id} of {job.num_processes}: ")
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)
+
+
+def _job() -> Any:
+    """JAX's own state of the job that this process has joined, else None.
+
+    The only way to its key-value store, by which a process reaches the others whatever
+    they wait for.
+    """
+    module = sys.modules.get("jax._src.distributed")
+    state = getattr(module, "global_state", None)
+    # Asked before it is connected, as it is when this is set, the store aborts.
+    return state if getattr(state, "preemption_sync_manager", None) else None
+
+
+def _end(job: Any, message: str, teller: str = "") -> None:
+    """Ends this process of a job with status 2 when all know of the mistake; `teller`
+    says whose it is to those who do not.
+
+    JAX would wait minutes for the others, then abort them all as if they had crashed.
+    """
+    _ending.acquire()
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    with contextlib.suppress(Exception):  # where process 0 is gone, JAX ends the rest
+        if teller:
+            job.client.key_value_set(f"{_TOLD}/{job.process_id}", teller + message)
+        job.client.wait_at_barrier(_TOLD, 30_000)
+    time.sleep(float(job.process_id == 0))  # with it goes what the others still hear
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    """Looks every second whether another process of the job has made a mistake."""
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.wait(1.0):
+            with contextlib.suppress(RuntimeError):  # not yet there, or no more
+                if (job := _job()) is not None:
+                    for _, message in job.client.key_value_dir_get(_TOLD):
+                        if not _ending.locked():
+                            _end(job, message)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5.0)
 
 
 def _status(error: Exception) -> int:

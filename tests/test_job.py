@@ -1,6 +1,7 @@
 """A job of two processes makes, stage by stage, what one process makes."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -63,3 +64,57 @@ def test_two_processes_run_every_stage_like_one(tmp_path, tensor):
         ImageTokenizer.load(run / "image_tokenizer").decode(codes) for run in (one, two)
     ]
     np.testing.assert_allclose(*pictures, atol=1)
+
+
+ALONE = """
+import sys
+who = int(sys.argv.pop())
+sys.path.insert(0, "launch")
+import command
+command.flags.FLAGS.workdir = "unused"
+
+def main():
+    import jax
+    from cm3leon_jax.parallel import distributed
+    distributed.initialize()
+    if jax.process_index() == who:
+        raise ValueError("made by one alone")
+    distributed.together("the others wait")
+    return {}
+
+command.run(main)
+"""
+
+
+def ends(*command):
+    """(exit status, standard error) of both processes of a job of that command."""
+    job = tiny_job.start([sys.executable, *map(str, command)], 2)
+    try:
+        said = [member.communicate(timeout=tiny_job.TIMEOUT)[1] for member in job]
+    finally:
+        for member in job:
+            member.kill()
+            member.wait()
+    return [(member.returncode, text) for member, text in zip(job, said, strict=True)]
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_mistake_of_one_process_ends_them_all(who):
+    """With its status, which starts nothing again, not by JAX's abort after minutes."""
+    told = ends("-c", ALONE, who)
+    assert [code for code, _ in told] == [2, 2], told
+    assert told[who][1].splitlines()[-1].endswith(": made by one alone")
+    other = told[1 - who][1].splitlines()[-1]
+    assert other.endswith(f": process {who} of 2: made by one alone")
+
+
+def test_a_stage_in_which_the_first_process_fails_ends_them_all(tmp_path):
+    """The others wait for documents that it alone makes."""
+    (tmp_path / "documents").write_text("in the way")
+    told = ends(
+        *("launch/prepare_data.py", "--workdir", tmp_path),
+        *("--config", "configs/shapes.py:quick"),
+    )
+    assert [code for code, _ in told] == [2, 2], told
+    for _, said in told:
+        assert f"File exists: '{tmp_path / 'documents'}'" in said.splitlines()[-1]

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,27 +31,34 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def run(code: str, *arguments: object, devices: int, processes: int = 2) -> None:
-    """Runs `code` in processes that have joined, with so many devices each.
-
-    AssertionError with what one that failed has to say. None outlives the call.
-    """
+def start(command: Sequence[str], processes: int) -> list[subprocess.Popen]:
+    """The processes of a job, each with that command; the caller ends them."""
     address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-c", START + code, *map(str, arguments), str(devices)]
-    members = [
+    return [
         subprocess.Popen(
             command,
+            cwd=ROOT,
             env=environment()
             | {
                 "JAX_COORDINATOR_ADDRESS": address,
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(index),
             },
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         for index in range(processes)
     ]
+
+
+def run(code: str, *arguments: object, devices: int, processes: int = 2) -> None:
+    """Runs `code` in processes that have joined, with so many devices each.
+
+    AssertionError with what one that failed has to say. None outlives the call.
+    """
+    command = [sys.executable, "-c", START + code, *map(str, arguments), str(devices)]
+    members = start(command, processes)
     try:
         for member in members:
             _, err = member.communicate(timeout=TIMEOUT)
