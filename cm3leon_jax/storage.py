@@ -4,9 +4,10 @@ Token caches are memory-mapped and records read at random, so what works is a lo
 copy, in `$CM3LEON_CACHE` (default `~/.cache/cm3leon_jax`). It is made when a command
 begins, and copied back every minute and when the command ends, however it does: with
 the machine at most a minute's work is lost. `mirror.json` in the bucket names the files
-that belong together and is written last, so nobody sees a part of what is new. (Files
-that are written again, like `metrics.jsonl`, are good in any version.) Any bucket that
-fsspec knows will do: `gs://`, `s3://`, …; the extra `cloud` has the drivers.
+that belong together and is written last, so nobody sees a part of what is new; that of
+the copy is what both had last. (Files that are written again, like `metrics.jsonl`, are
+good in any version.) Any bucket that fsspec knows will do: `gs://`, `s3://`, …; the
+extra `cloud` has the drivers.
 
 One host writes. Jobs of several hosts need storage that all of them share, where each
 writes its own part of a checkpoint: a disk, or the bucket mounted as a folder.
@@ -28,11 +29,13 @@ from typing import Any, TypeVar
 import fsspec
 from absl import logging
 
+from cm3leon_jax.config import write_whole
+
 T = TypeVar("T")
 MANIFEST = "mirror.json"
 TRIES = 5
 _UNFINISHED = re.compile(r"orbax-checkpoint-tmp|\.partial$|\.preflight-")
-Entry = tuple[int, int]  # bytes, and when it was changed (ns): the version of a file
+Entry = list[int]  # bytes, and when it was changed (ns): the version of a file
 
 
 def is_url(path: str) -> bool:
@@ -59,21 +62,32 @@ class Mirror:
         self.local = root / f"{self.url.rsplit('/', 1)[-1]}-{number}"
 
     def pull(self) -> None:
-        """Makes the copy what the bucket's manifest says. OSError where the bucket
-        cannot be read."""
+        """Makes the copy what the bucket's manifest says. What was never pushed stays;
+        where the bucket has gone on without it, it is put aside. OSError where the
+        bucket cannot be read."""
+        synced = self.local / MANIFEST
+        last = json.loads(synced.read_bytes()) if synced.is_file() else {}
         wanted = self._manifest()
-        found = self._files()
-        for name in found.keys() - wanted.keys():
-            (self.local / name).unlink()
-        for name, (size, changed) in wanted.items():
-            if found.get(name) == (size, changed):
+        aside = self.local.with_name(f"{self.local.name}-unpushed-{time.time_ns()}")
+        for name, entry in self._files().items():
+            if wanted in ({}, last) or wanted.get(name) == entry:
                 continue
+            if last.get(name) == entry:
+                (self.local / name).unlink()
+                continue
+            logging.warning("never pushed to %s: %s, now in %s", self.url, name, aside)
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.local / name).rename(aside / name)
+        for name, (_, changed) in wanted.items():
             path = self.local / name
+            if path.exists():
+                continue
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(path.name + ".partial")
             self._again("read", self._fs.get_file, self._at(name), str(partial))
             os.utime(partial, ns=(changed, changed))
             partial.replace(path)
+        write_whole(synced, json.dumps(wanted))
 
     def push(self) -> None:
         """Copies what has changed, then the manifest, then forgets what is gone.
@@ -87,16 +101,20 @@ class Mirror:
                 self._again("written", self._fs.put_file, str(path), self._at(name))
             if not path.exists():
                 return
+        text = json.dumps(now).encode()
         if before != now:
-            text = json.dumps(now).encode()
             self._again("written", self._fs.pipe_file, self._at(MANIFEST), text)
+        write_whole(self.local / MANIFEST, text)
         for name in before.keys() - now.keys():
             self._again("written", self._remove, self._at(name))
 
     @contextlib.contextmanager
     def kept(self, every: float = 60.0) -> Iterator[Path]:
         """The local folder, pulled; pushed every so many seconds and at the end,
-        whatever that is. OSError where the last push fails."""
+        whatever that is. OSError where a first trial or the last push fails."""
+        trial = self._at(f".trial-{time.time_ns()}")
+        self._again("written", self._fs.pipe_file, trial, b"")
+        self._again("written", self._remove, trial)
         self.pull()
         over = threading.Event()
 
@@ -131,19 +149,18 @@ class Mirror:
             except FileNotFoundError:
                 return b"{}"  # nothing was ever put there
 
-        entries = json.loads(self._again("read", read))
-        return {name: (size, changed) for name, (size, changed) in entries.items()}
+        return json.loads(self._again("read", read))
 
     def _files(self) -> dict[str, Entry]:
         found = {}
         for path in sorted(self.local.rglob("*")):
             name = path.relative_to(self.local).as_posix()
-            if _UNFINISHED.search(name):
+            if name == MANIFEST or _UNFINISHED.search(name):
                 continue
             with contextlib.suppress(FileNotFoundError):  # removed a moment ago
                 if path.is_file():
                     stat = path.stat()
-                    found[name] = stat.st_size, stat.st_mtime_ns
+                    found[name] = [stat.st_size, stat.st_mtime_ns]
         return found
 
     def _again(self, what: str, call: Callable[..., T], *arguments: Any) -> T:

@@ -25,7 +25,7 @@ def contents(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_text()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path != folder / storage.MANIFEST
     }
 
 
@@ -57,6 +57,56 @@ def test_a_folder_goes_to_the_bucket_and_comes_back_elsewhere(url, tmp_path):
     }
     left = {path.rsplit("/", 1)[-1] for path in first._fs.find(first._root)}
     assert left == {"config", "data", storage.MANIFEST}
+
+
+def killed(mirror, **files):
+    """What a machine has that was lost before it could push these files."""
+    put(mirror.local, **files)
+    return mirror
+
+
+def test_what_was_never_pushed_is_kept(url, tmp_path):
+    mirror = killed(Mirror(url, tmp_path), pretrain__checkpoints__900__state="900")
+    mirror.pull()  # the bucket is new
+    assert contents(mirror.local) == {"pretrain/checkpoints/900/state": "900"}
+    mirror.push()
+    kept = {"pretrain/checkpoints/960/state": "960", "metrics": "960"}
+    put(mirror.local, metrics="900")
+    mirror.push()
+    killed(mirror, pretrain__checkpoints__960__state="960", metrics="960").pull()
+    assert contents(mirror.local) == kept | {"pretrain/checkpoints/900/state": "900"}
+    mirror._fs.rm_file(mirror._at(storage.MANIFEST))  # somebody has cleared it
+    mirror.pull()
+    assert contents(mirror.local).items() >= kept.items()
+
+
+def test_what_another_machine_has_gone_on_without_is_put_aside(url, tmp_path):
+    """Never mixed: checkpoints of two runs would be taken for one's."""
+    first, second = Mirror(url, tmp_path / "a"), Mirror(url, tmp_path / "b")
+    put(first.local, config="1", done="1", same="1")
+    first.push()
+    with second.kept() as folder:
+        put(folder, config="2 of b")
+        (folder / "done").unlink()
+    killed(first, checkpoint__900="900", config="1 of a").pull()
+    assert contents(first.local) == {"config": "2 of b", "same": "1"}
+    [aside] = set((tmp_path / "a").iterdir()) - {first.local}
+    assert contents(aside) == {"checkpoint/900": "900", "config": "1 of a"}
+
+
+def test_a_bucket_that_cannot_be_written_is_named_before_the_work(
+    url, tmp_path, monkeypatch
+):
+    mirror = killed(Mirror(url, tmp_path), checkpoint__900="900")
+
+    def missing(*_, **__):
+        raise FileNotFoundError("no such bucket")
+
+    monkeypatch.setattr(mirror._fs, "pipe_file", missing)
+    with pytest.raises(OSError, match=f"{url} cannot be written.*no such bucket"):
+        with mirror.kept():
+            raise AssertionError("begun")
+    assert contents(mirror.local) == {"checkpoint/900": "900"}
 
 
 def test_only_what_has_changed_is_copied(url, tmp_path, monkeypatch):
