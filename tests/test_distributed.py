@@ -33,6 +33,15 @@ SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"}
             },
             ("host:1234", 2, 1),
         ),
+        # `sbatch --nodes=1 launch/slurm/run.sbatch`: a step of one task.
+        (SLURM | {"SLURM_NTASKS": "1", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:99"}, None),
+        # One task of several that another launcher has started as steps.
+        (
+            SLURM
+            | {"SLURM_NTASKS": "1", "JAX_COORDINATOR_ADDRESS": "h:1"}
+            | {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+            ("h:1", 2, 1),
+        ),
         (SLURM | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:99"}, ("10.0.0.1:99", 4, 1)),
         (
             SLURM | {"SLURM_STEP_NODELIST": "gpu[07-09,12],c1", "SLURM_JOB_ID": "5000"},

@@ -62,11 +62,11 @@ def membership(environment: Mapping[str, str]) -> Membership | None:
             if address is None:
                 first = environment.get("MEGASCALE_COORDINATOR_ADDRESS", names[0])
                 address = f"{first.partition(':')[0]}:{TPU_PORT}"
-        elif address is not None:
+        elif address is None or (in_step and "JAX_NUM_PROCESSES" not in environment):
+            return None  # launch/slurm/ gives a step of one task an address too
+        else:
             count = int(environment["JAX_NUM_PROCESSES"])
             process = int(environment["JAX_PROCESS_ID"])
-        else:
-            return None
     except (KeyError, ValueError) as error:
         raise ValueError(
             "a job of several processes needs JAX_COORDINATOR_ADDRESS, "
