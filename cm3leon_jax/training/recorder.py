@@ -5,8 +5,7 @@
     trace.request           put there (`touch`) while a run goes on, or before: the
                             first process traces some steps into trace/, for xprof
 
-A job that hangs has a host whose `health` is behind the others'; one that is slow has
-one that waits longer for its data.
+Where a job is slow, look for the host that waits longer than others for its data.
 """
 
 from __future__ import annotations
