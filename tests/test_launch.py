@@ -57,6 +57,12 @@ def test_the_pods_of_a_manifest_find_each_other_and_start_again(path):
         assert "google.com/tpu" in container["resources"]["limits"]
 
 
+def test_the_image_holds_neither_history_nor_environments_nor_runs():
+    assert "\nCOPY . " in (LAUNCH / "gke" / "Dockerfile").read_text()
+    left_out = (tiny_job.ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv*", "runs"} <= set(left_out)
+
+
 def program(folder, name, text):
     path = folder / name
     path.write_text(f"#!/bin/bash\n{text}\n")
