@@ -112,6 +112,41 @@ def test_tpu_workers_are_told_who_they_are_and_started_again(tmp_path):
     )
 
 
+def test_slurm_counts_crashes_and_nothing_else(tmp_path):
+    """With an srun of our own that ends as the test says."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    program(tools, "srun", "exit $ENDS")
+    program(tools, "scontrol", f"[ $1 = show ] && echo n1 || echo $@ >>{tmp_path}/said")
+    program(tools, "sleep", "")
+    job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    job |= {"SLURM_JOB_NODELIST": "n1", "CM3LEON_RESTARTS": "2"}
+    job |= {"PATH": f"{tools}:{tiny_job.environment()['PATH']}"}
+    said = tmp_path / "said"
+
+    def requeued(code, restarts):
+        said.write_text("")
+        done = subprocess.run(
+            ["bash", str(LAUNCH / "slurm" / "run.sbatch"), "pretrain"],
+            env=tiny_job.environment()
+            | job
+            | {"ENDS": str(code), "SLURM_RESTART_COUNT": str(restarts)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code and not done.stderr
+        return said.read_text() == "requeue 7\n"
+
+    assert requeued(EXIT_CODE, 5000)  # preempted
+    assert requeued(137, 5001)  # the first crash
+    assert requeued(EXIT_CODE, 5002)
+    assert requeued(preflight.EXIT_CODE, 5003)  # the second
+    assert requeued(EXIT_CODE, 5004)
+    assert not requeued(134, 5005)  # the third
+    assert not requeued(2, 0) and not requeued(1, 0) and not requeued(0, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"tools", "said"}
+
+
 @pytest.mark.parametrize(
     "path", sorted(LAUNCH.rglob("*.sh")) + sorted(LAUNCH.rglob("*.sbatch")), ids=str
 )

@@ -6,7 +6,9 @@
 #
 # Each worker has this repository in ~/cm3leon_jax, with `bash launch/setup.sh tpu` done,
 # and the work directory on storage that all share. A run that was told to stop (exit
-# status 75), lost a worker or whose workers have not met (69) is started again, up to CM3LEON_RESTARTS (20) times.
+# status 75), lost a worker or whose workers have not met (69) is started again, up to
+# CM3LEON_RESTARTS (20) times; 75 counts too, as the worker whose status gcloud gives may
+# have ended so because another crashed.
 set -uo pipefail
 
 tpu=${1:?the name of the TPU} zone=${2:?its zone} script=${3:?a script of launch/}
