@@ -309,8 +309,8 @@ STAGES: dict[str, Callable[[System, Mesh, int | None], Program]] = {
 
 
 def candidates(system: System, stage: str, topology: Topology) -> Iterator[System]:
-    """Meshes, rematerialisation and accumulation worth trying, the fastest first: few
-    copies of work first, then ever less memory."""
+    """Meshes, rematerialisation and accumulation worth trying: little communication
+    first, then little made again, then many rows at once, and so ever less memory."""
     settings: RunConfig | None = getattr(system, stage, None)
     if not isinstance(settings, RunConfig):
         raise ValueError(f"--search is for pretrain and sft, not for stage={stage!r}")
@@ -327,7 +327,7 @@ def candidates(system: System, stage: str, topology: Topology) -> Iterator[Syste
             continue
         mesh = MeshConfig(data=slices, fsdp=placed // slices, tensor=tensor)
         each = settings.batch_size // placed
-        for rows in (n for n in (16, 4, 1) if each % n == 0):
+        for rows in (n for n in (16, 8, 4, 2, 1) if each % n == 0):
             kept_bytes = 2 * rows * token * kept[remat] / tensor
             if state + kept_bytes > topology.chip.memory:
                 continue  # no need to ask the compiler

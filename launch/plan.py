@@ -5,8 +5,8 @@
 
 Compiles the real program on this machine's CPU and prints a table, then one line of
 JSON. Needs the compilers: the extra `tpu`, for GPUs `cuda`, best in an environment of
-their own. `--search` tries meshes, rematerialisation and accumulation, the fastest
-first, and stops at the first that fits.
+their own. `--search` tries meshes, rematerialisation and accumulation, from little
+communication and recomputation to little memory, and stops at the first that fits.
 """
 
 import json

@@ -1,6 +1,13 @@
 """Attention kernels against the plain one, in interpret mode."""
 
 import functools
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -61,3 +68,19 @@ def test_a_cpu_and_rows_that_blocks_do_not_cover_get_plain_attention(monkeypatch
         x = jnp.zeros((1, length, 1, 4))
         assert attention(x, x, x).shape == x.shape
     assert called == [(1, 128, 1, 4)]
+
+
+@pytest.mark.skipif(
+    not (shutil.which("nvidia-smi") and importlib.util.find_spec("jax_cuda13_plugin")),
+    reason="needs an NVIDIA GPU and the extra `cuda`",
+)
+def test_a_gpu_s_attention_is_the_plain_one():
+    made = subprocess.run(
+        [sys.executable, Path(__file__).parent / "gpu_attention.py"],
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    for name, errors in json.loads(made.stdout.splitlines()[-1])["errors"].items():
+        assert max(errors) < 0.03, name  # bfloat16 has steps of 1/128
