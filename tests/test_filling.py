@@ -77,6 +77,8 @@ def test_unseen_pairs_are_asked_for_and_counted_alone():
     unseen = outcome.scores[shapes.UNSEEN_PAIRS]
     assert 8 <= unseen["n"] <= outcome.scores["objects"]["n"]
     assert unseen["value"] == 0  # black pictures
+    ceiling = outcome.scores["reconstruction"]
+    assert (ceiling["value"], ceiling["n"]) == (1, unseen["n"])
     for sample in outcome.samples:
         named = [f"{colour} {shape}" for colour, shape in world.HELD_OUT]
         assert any(pair in sample.text for pair in named)

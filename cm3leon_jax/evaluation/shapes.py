@@ -39,20 +39,27 @@ def text_to_image(model: CM3Leon, documents: Sequence[Document], seed: int) -> O
 def unseen_pairs(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:
     """As `text_to_image`, on as many other scenes, each with a colour and shape that
     training has never seen together. `objects`: all; `text_to_image/unseen_pairs`:
-    those alone."""
+    those alone; `reconstruction`: what the image tokenizer keeps of them, the ceiling.
+    """
     world = scenes.world_of(model)
     drawn = [draw(world, "test", i, held_out=True) for i in range(len(documents))]
     outcome = text_to_image(model, drawn, seed)
-    wanted = scenes.wanted(drawn)
-    found = scenes.parsed(
-        model, [sample.pictures["picture"] for sample in outcome.samples]
-    )
-    pairs = [
-        tuple(frozenset(o for o in x if (o.colour, o.shape) in HELD_OUT) for x in both)
-        for both in zip(wanted, found, strict=True)
-    ]
-    unseen = _objects(drawn, *scenes.columns(pairs))
-    return Outcome(outcome.scores | {UNSEEN_PAIRS: unseen}, outcome.samples)
+
+    def alone(images: Sequence[Any]) -> Score:
+        both = zip(scenes.wanted(drawn), scenes.parsed(model, images), strict=True)
+        return _objects(
+            drawn,
+            *scenes.columns([tuple(map(_held_out, objects)) for objects in both]),
+        )
+
+    painted = [sample.pictures["picture"] for sample in outcome.samples]
+    kept = model.reconstruct(scenes.pictures(drawn))
+    unseen = {UNSEEN_PAIRS: alone(painted), "reconstruction": alone(kept)}
+    return Outcome(outcome.scores | unseen, outcome.samples)
+
+
+def _held_out(objects: Objects) -> Objects:
+    return frozenset(o for o in objects if (o.colour, o.shape) in HELD_OUT)
 
 
 def caption(model: CM3Leon, documents: Sequence[Document], seed: int) -> Outcome:

@@ -15,6 +15,7 @@ MAIN: dict[str, float | None] = {
     "reconstruction/objects": 0.99,
     "text_to_image/objects": 0.95,
     "text_to_image/unseen_pairs": 0.85,
+    "unseen_pairs/reconstruction": None,
     "caption/objects": 0.97,
     "answer/accuracy": 0.97,
     "science/accuracy": None,
