@@ -111,11 +111,11 @@ class ImageTokenizerConfig:
 class SamplingConfig:
     """The sampler that each task uses unless a caller gives another.
 
-    `caption` is for holes in documents too; `text_to_image` for other pictures without
-    a given one, `control` for those with one that are not edits. `text_candidates`: so
-    many texts are written, of which the likeliest is taken. `rerank` says by what the
-    best of several pictures is known. Guidance of edits (of text
-    and picture) and of control is the paper's (section 1.12).
+    `caption` is for holes in documents too; it and `answer` may be guided or contrasted
+    (with a grey picture). `text_to_image` is for other pictures without a given one,
+    `control` for those with one that are not edits. `text_candidates`: so many texts
+    are written, of which the likeliest is taken. `rerank`: by what the best of several
+    pictures is known. Guidance of edits and of control is the paper's (section 1.12).
     """
 
     text_to_image: Sampler
@@ -133,12 +133,12 @@ class SamplingConfig:
             raise ValueError(
                 f"sampling.text_candidates={self.text_candidates} must be positive"
             )
-        for name in ("caption", "answer", "segment"):
+        for name, streams in (("caption", 2), ("answer", 2), ("segment", 1)):
             sampler: Sampler = getattr(self, name)
-            if sampler.streams != 1:
+            if sampler.streams > streams:
                 raise ValueError(
-                    f"sampling.{name}.guidance={sampler.guidance}: there is no prompt "
-                    "to be guided by, leave it at 1"
+                    f"sampling.{name}.guidance={sampler.guidance} and its contrastive "
+                    f"need {sampler.streams} streams of a prompt that has {streams}"
                 )
 
 

@@ -94,7 +94,8 @@ def test_fine_tuning_has_the_papers_settings(config, tmp_path):
         ("sampling.caption.temperature", -1.0, "sampler.temperature"),
         ("mesh", {"fsdp": 0}, "mesh.fsdp=0"),
         ("sampling.caption.top_p", 2.0, "in sampling.caption: sampler.top_p=2.0"),
-        ("sampling.caption.guidance", 2.0, "sampling.caption.guidance=2.0"),
+        ("sampling.caption.guidance", (2.0, 2.0), "caption.guidance=.* need 3 streams"),
+        ("sampling.segment", {"guidance": 2.0}, "sampling.segment.guidance=2.0"),
         ("pretrain.batch_size", 0, "^pretrain.batch_size=0 must be at least 1"),
         ("pretrain.log_every", 0, "^pretrain.log_every=0"),
         ("pretrain.workers", -1, "^pretrain.workers=-1"),
@@ -116,6 +117,15 @@ def test_fine_tuning_has_the_papers_settings(config, tmp_path):
 def test_clashes_are_errors_that_name_the_setting(name, value, message):
     with pytest.raises(ValueError, match=message):
         System.make(changed(name, value))
+
+
+def test_texts_may_be_guided_by_the_picture():
+    """Against a stream that sees a grey one, by guidance or by contrast."""
+    system = System.make(changed("sampling.answer", {"guidance": 2.0}))
+    assert system.sampling.answer.streams == 2
+    contrast = {"contrastive": {"alpha": 0.1}}
+    system = System.make(changed("sampling.caption", contrast))
+    assert system.sampling.caption.contrastive.k == 1
 
 
 @pytest.mark.parametrize("name", CONFIGS)
