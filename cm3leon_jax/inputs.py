@@ -113,7 +113,9 @@ def mask_of(region: Any, picture: Pillow.Image, number: int) -> np.ndarray:
             black = Pillow.new("RGBA", region.size, (0, 0, 0, 255))
             region = Pillow.alpha_composite(black, region.convert("RGBA"))
         region = np.asarray(region.convert("L"))
-    if isinstance(region, np.ndarray) and region.ndim == 2:
+    if isinstance(region, np.ndarray) and region.shape[2:] == (1,):
+        region = region[..., 0]
+    if isinstance(region, np.ndarray) and region.ndim > 1:
         region = region > 0 if region.dtype == np.uint8 else region
         if region.dtype != np.bool_ or region.shape != wanted:
             raise ValueError(

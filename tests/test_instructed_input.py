@@ -94,6 +94,7 @@ def test_transparent_pictures_lie_on_white(monkeypatch):
         (lambda m: m.instruct("draw", [{}]), "no task 'draw': choose from"),
         (lambda m: m.instruct("edit", [{"source": ONE}]), "takes the fields source, i"),
         (lambda m: m.instruct("edit", []), "fields is a list"),
+        (lambda m: m.edit([ONE], EDIT, regions=[ONE]), r"mask 0 is bool \[8, 8, 3\]"),
         (lambda m: m.variation([np.zeros((4, 4, 2), np.uint8)]), "picture 0 is uint8"),
         (lambda m: m.variation([np.zeros((0, 4, 3), np.uint8)]), "picture 0 is uint8"),
         (lambda m: m.segment(["a.png"]), "picture 0 is 'a.png': open it"),
