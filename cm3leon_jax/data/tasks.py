@@ -277,7 +277,7 @@ def _matched(
             return None
         fields |= match.groupdict()
     if "objects" in fields:
-        fields["objects"] = list(_objects(fields["objects"]))
+        fields["objects"] = list(objects(fields["objects"]))
     return fields
 
 
@@ -286,6 +286,7 @@ def _kind(spec: Task, part: str) -> type[Segment]:
     return Image if name in spec.images else Mask if name in spec.masks else Text
 
 
-def _objects(text: str) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+def objects(text: str) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """The field `objects` as it is written: `PHRASE at (x0, y0) -> (x1, y1), …`."""
     for match in _OBJECT.finditer(text):
         yield match[1], parse_locations(match[2])[0]
