@@ -30,6 +30,7 @@ _ANSWER, _EXPLANATION = 32, 192
 # Aligned with the picture to be made, or a reference that it takes something from.
 STRUCTURES = ("edge", "segmentation", "hed", "pose", "depth", "normal", "scribble")
 REFERENCES = ("style", "composition", "content")
+EDITS = ("edit", "edit_region")  # guided by picture and text (paper 1.12)
 _NO_CONTEXT = "N/A"
 
 
@@ -221,6 +222,7 @@ def instruct(
         return _label(writer, task, given, wording, **options)
     sampling = writer.system.sampling
     default = sampling.control if len(spec.images) > 1 else sampling.text_to_image
+    default = sampling.edit if task in EDITS else default
     return _draw(writer, task, given, wording, default, **options)
 
 
