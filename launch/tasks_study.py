@@ -87,7 +87,10 @@ def main() -> dict:
     (workdir / task_report.STUDY).write_text(json.dumps(result, indent=1))
     lost = {
         f"{task}/{key}": round(
-            -task_report.gained(key, pair["together"]["value"], pair["alone"]["value"]), 4
+            -task_report.gained(
+                key, *(pair[x]["value"] for x in ("together", "alone"))
+            ),
+            4,
         )
         for task, scores in result["tasks"].items()
         for key, pair in scores.items()
