@@ -100,6 +100,22 @@ def box(corners: Any, width: int, height: int, name: str) -> tuple[int, int, int
     return x0, y0, x1, y1
 
 
+def placed(
+    things: Any, side: int, name: str
+) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """Phrases, each with its box in a square picture of `side` pixels; at least one."""
+    found = []
+    for n, pair in enumerate(listed(things, None, name)):
+        where = f"{name}[{n}]"
+        if not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(f"{where}={pair!r}: give (phrase, (x0, y0, x1, y1))")
+        phrase, corners = pair
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise ValueError(f"{where}: the phrase {phrase!r} says nothing")
+        found.append((phrase, box(corners, side, side, where)))
+    return found
+
+
 def mask_of(region: Any, picture: Pillow.Image, number: int) -> np.ndarray:
     """A region of an upright picture as a mask of its own pixels: bool [Y, X].
 
@@ -113,7 +129,9 @@ def mask_of(region: Any, picture: Pillow.Image, number: int) -> np.ndarray:
             black = Pillow.new("RGBA", region.size, (0, 0, 0, 255))
             region = Pillow.alpha_composite(black, region.convert("RGBA"))
         region = np.asarray(region.convert("L"))
-    if isinstance(region, np.ndarray) and region.ndim == 2:
+    if isinstance(region, np.ndarray) and region.shape[2:] == (1,):
+        region = region[..., 0]
+    if isinstance(region, np.ndarray) and region.ndim > 1:
         region = region > 0 if region.dtype == np.uint8 else region
         if region.dtype != np.bool_ or region.shape != wanted:
             raise ValueError(

@@ -17,7 +17,7 @@ from cm3leon_jax.codec import Piece
 from cm3leon_jax.data import tasks
 from cm3leon_jax.data.documents import Image, Segment
 from cm3leon_jax.data.task_templates import BREAK, FIELD
-from cm3leon_jax.inputs import Box, Picture, Region, as_many, box, listed, written
+from cm3leon_jax.inputs import Box, Picture, Region, as_many, listed, placed, written
 from cm3leon_jax.pretrained import CUT, mapped
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.prompts import CLASS, IMAGE
@@ -30,6 +30,7 @@ _ANSWER, _EXPLANATION = 32, 192
 # Aligned with the picture to be made, or a reference that it takes something from.
 STRUCTURES = ("edge", "segmentation", "hed", "pose", "depth", "normal", "scribble")
 REFERENCES = ("style", "composition", "content")
+EDITS = ("edit", "edit_region")  # guided by picture and text (paper 1.12)
 _NO_CONTEXT = "N/A"
 
 
@@ -165,18 +166,9 @@ def ground(
     **options: Unpack[Options],
 ) -> list[Pillow.Image]:
     texts = written(prompts, "prompts")
-    side, rows = writer.codec.image.image_size, []
-    for i, row in enumerate(as_many(boxes, len(texts), "lists of boxes", "prompts")):
-        placed = []
-        for n, pair in enumerate(listed(row, None, f"boxes[{i}]")):
-            where = f"boxes[{i}][{n}]"
-            if not isinstance(pair, Sequence) or len(pair) != 2:
-                raise ValueError(f"{where}={pair!r}: give (phrase, (x0, y0, x1, y1))")
-            phrase, corners = pair
-            if not isinstance(phrase, str) or not phrase.strip():
-                raise ValueError(f"{where}: the phrase {phrase!r} says nothing")
-            placed.append((phrase, box(corners, side, side, where)))
-        rows.append(placed)
+    side = writer.codec.image.image_size
+    every = as_many(boxes, len(texts), "lists of boxes", "prompts")
+    rows = [placed(row, side, f"boxes[{i}]") for i, row in enumerate(every)]
     fields = _zipped(caption=texts, objects=rows)
     default = writer.system.sampling.text_to_image
     return _draw(writer, "ground", fields, wording, default, **options)
@@ -217,12 +209,20 @@ def instruct(
     for each in given:
         for name in each.keys() & set(spec.images):
             (each[name],) = _pictures(writer, [each[name]])
+        if isinstance(text := each.get("objects"), str):
+            each["objects"] = [*tasks.objects(text)]
+            if not each["objects"]:
+                raise ValueError(f"objects={text!r}: PHRASE at (x0, y0) -> (x1, y1)")
+        if "objects" in each:
+            side = writer.codec.image.image_size
+            each["objects"] = placed(each["objects"], side, "objects")
     if spec.writes_text:
         return _tell(writer, task, given, wording, _EXPLANATION, "a text", **options)
     if spec.output in spec.masks:
         return _label(writer, task, given, wording, **options)
     sampling = writer.system.sampling
     default = sampling.control if len(spec.images) > 1 else sampling.text_to_image
+    default = sampling.edit if task in EDITS else default
     return _draw(writer, task, given, wording, default, **options)
 
 

@@ -49,4 +49,6 @@ def sampler(sampling: Any) -> Any:
         return sampling.caption if spec.name.startswith("caption") else sampling.answer
     if spec.output in spec.masks:
         return sampling.segment
+    if spec.name in ("edit", "edit_region"):
+        return sampling.edit
     return sampling.control if len(spec.images) > 1 else sampling.text_to_image

@@ -224,7 +224,7 @@ def _open(path: str):
         return ImageOps.exif_transpose(Image.open(path))
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read: {error}") from None
 
 

@@ -86,13 +86,18 @@ def main() -> dict:
     result = _collect(config, workdir, runs)
     (workdir / task_report.STUDY).write_text(json.dumps(result, indent=1))
     lost = {
-        f"{task}/{key}": round(pair["alone"]["value"] - pair["together"]["value"], 4)
+        f"{task}/{key}": round(
+            -task_report.gained(
+                key, *(pair[x]["value"] for x in ("together", "alone"))
+            ),
+            4,
+        )
         for task, scores in result["tasks"].items()
         for key, pair in scores.items()
     }
     page = report.write(workdir)
     study = str(workdir / task_report.STUDY)
-    return {"study": study, "report": str(page), "alone_minus_together": lost}
+    return {"study": study, "report": str(page), "lost_together": lost}
 
 
 def runs_of(

@@ -16,6 +16,7 @@ def test_masks_of_numbers_are_those_of_truth_values(white):
     numbers = INSIDE * np.uint8(white)
     for mask in (INSIDE, numbers, Pillow.fromarray(numbers)):
         np.testing.assert_array_equal(mask_of(mask, PICTURE, 0), INSIDE)
+    np.testing.assert_array_equal(mask_of(INSIDE[..., None], PICTURE, 0), INSIDE)
     with pytest.raises(ValueError, match="mask 2 is empty"):
         mask_of(numbers & 0, PICTURE, 2)
     with pytest.raises(ValueError, match=r"mask 0 is float64 \[4, 6\]: give bool or u"):

@@ -167,6 +167,7 @@ def test_any_task_can_be_asked_for_by_its_fields(task, monkeypatch):
         tokens = infill(tokens, [tuple(answer)], LAYOUT)
     full = prompt.streams[0]
     np.testing.assert_array_equal(full, tokens[: len(full)])
+    assert (len(prompt.streams) == 3) == task.startswith("edit")
 
 
 @pytest.mark.parametrize("task", ["caption_short", "answer", "science_cot"])

@@ -18,6 +18,7 @@ BOX, REGION = (1, 2, 5, 6), np.zeros((SIDE, SIDE), bool)
 REGION[2:6, 1:5] = True
 LABELS = RNG.integers(0, len(MASKS.classes), (SIDE, SIDE))
 WHY, EDIT = ["why?"], ["make it blue"]
+PLACED = {"caption": "a", "objects": "red star at (0, 0) -> (9, 9)"}
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "1", "I;16", "CMYK"])
@@ -94,6 +95,14 @@ def test_transparent_pictures_lie_on_white(monkeypatch):
         (lambda m: m.instruct("draw", [{}]), "no task 'draw': choose from"),
         (lambda m: m.instruct("edit", [{"source": ONE}]), "takes the fields source, i"),
         (lambda m: m.instruct("edit", []), "fields is a list"),
+        (lambda m: m.instruct("ground", [PLACED | {"objects": 5}]), "objects is a l"),
+        (lambda m: m.instruct("ground", [PLACED | {"objects": "a"}]), "PHRASE at"),
+        (lambda m: m.instruct("ground", [PLACED | {"objects": [("a",)]}]), "give .phr"),
+        (lambda m: m.instruct("ground", [PLACED]), "inside 8x8 pixels"),
+        (lambda m: m.edit([ONE], EDIT, wording="a"), "wordings 0 … 1, not 'a'"),
+        (lambda m: m.edit([ONE], EDIT, wording=0.0), "wordings 0 … 1, not 0.0"),
+        (lambda m: m.control([ONE], "style", ["a"], strength="no"), "strength='no'"),
+        (lambda m: m.edit([ONE], EDIT, regions=[ONE]), r"mask 0 is bool \[8, 8, 3\]"),
         (lambda m: m.variation([np.zeros((4, 4, 2), np.uint8)]), "picture 0 is uint8"),
         (lambda m: m.variation([np.zeros((0, 4, 3), np.uint8)]), "picture 0 is uint8"),
         (lambda m: m.segment(["a.png"]), "picture 0 is 'a.png': open it"),

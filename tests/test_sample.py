@@ -250,6 +250,12 @@ def test_mistakes_are_named(run, arguments, message):
         run(*arguments)
 
 
+def test_a_picture_of_too_many_pixels_is_named(run, monkeypatch):
+    monkeypatch.setattr(Pillow, "MAX_IMAGE_PIXELS", 9)
+    with pytest.raises(ValueError, match="a.png is not a picture .* exceeds limit"):
+        run("--task", "segment", *PICTURE, *OUT)
+
+
 BOXES = (*BOX, "--box", "2,2,7,7")
 
 

@@ -90,6 +90,11 @@ def test_masks_keep_their_labels(folder):
             "has the wordings 0",
         ),
         (
+            '{"id": "n1", "wording": 1, "fields": '
+            '{"hed": "1.png", "caption": "c", "image": "1.png"}}',
+            "wording 1 is one that training never uses",
+        ),
+        (
             '{"id": "n1", "fields": '
             '{"hed": "control_hed.jsonl", "caption": "c", "image": "1.png"}}',
             "unusable picture",
@@ -102,6 +107,24 @@ def test_a_line_that_cannot_be_used_is_skipped_and_says_why(folder, line, reason
     found = [x for s in sources.SPLITS for x in task_sources.documents(wanted, s)]
     skipped = [item for item in found if isinstance(item, Skipped)]
     assert len(skipped) == len(found) > 0 and reason in skipped[0].reason
+
+
+def test_boxes_outside_the_picture_are_skipped(folder):
+    fields = {"caption": "c", "image": "0.png"}
+    boxes = [[0, 0, 32, 32], [0, 0, 33, 32], [4, 0, 4, 9]]
+    lines = [
+        {"id": f"n{i}", "fields": fields | {"objects": [["a star", box]]}}
+        for i, box in enumerate(boxes)
+    ]
+    (folder / "ground.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = [
+        x
+        for split in sources.SPLITS
+        for x in task_sources.documents(config("ground", folder), split)
+    ]
+    why = [x.reason for x in found if isinstance(x, Skipped)]
+    assert len(found) == 3 and len(why) == 2
+    assert "inside 32x32 pixels" in "".join(why)
 
 
 def test_colours_are_no_labels(folder):

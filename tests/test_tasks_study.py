@@ -113,6 +113,15 @@ def test_the_report_compares_together_and_alone(tmp_path):
     assert task_report.section(tmp_path / "nothing", []) == ""
 
 
+def test_less_of_a_seam_is_no_loss(tmp_path):
+    few, many = ({"value": v, "low": v, "high": v, "n": 9} for v in (1.1, 1.9))
+    seams = {"seams_offgrid": {"together": few, "alone": many}}
+    study = {"tasks": {"infill": seams}}
+    (tmp_path / task_report.STUDY).write_text(json.dumps(study))
+    page = task_report.section(tmp_path, [])
+    assert "+0.800" in page and "lost</b>" not in page
+
+
 SMALL = {
     "data.train": 120,
     "data.validation": 20,

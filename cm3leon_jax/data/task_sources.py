@@ -11,7 +11,7 @@ normals) is read from `FOLDER/TASK.jsonl`, one example a line, files relative to
 `fields` are those of `task_templates.TASKS`: texts, names of picture files (for a mask,
 a palette or grey picture of labels), and for `objects` [[phrase, [x0, y0, x1, y1]], …]
 in pixels of the picture as it is trained on. "wording" chooses a template, else the id
-does; everything else becomes metadata.
+does (an unseen one never for training); everything else becomes metadata.
 """
 
 from __future__ import annotations
@@ -122,14 +122,14 @@ def folder_examples(
                 example = json.loads(line)
                 name = str(example.pop("id", name))
                 if split_of(name, files) == split:
-                    yield _example(example, name, task, files)
+                    yield _example(example, name, task, files, split)
             except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
                 why = f"{type(error).__name__}: {error}"
                 yield Skipped(name, f"line {number + 1} of {task}.jsonl: {why}")
 
 
 def _example(
-    example: dict[str, Any], name: str, task: str, files: FilesConfig
+    example: dict[str, Any], name: str, task: str, files: FilesConfig, split: str
 ) -> Document:
     spec, fields = tasks.known(task), dict(example.pop("fields"))
     for key in fields.keys() & {*spec.images, *spec.masks}:
@@ -139,7 +139,13 @@ def _example(
         else:
             fields[key] = Mask(read_labels(data, files.image_size))
     wording = example.pop("wording", sum(name.encode()) % len(spec.templates))
-    return tasks.fill(task, fields, wording, id=name, **example)
+    made = tasks.fill(task, fields, wording, id=name, **example)
+    if split == "train" and made.metadata["wording"] == "unseen":
+        raise ValueError(f"wording {wording} is one that training never uses")
+    boxes = tasks.parse(task, made)["objects"] if "objects" in fields else ()
+    if any(max(box) > (side := files.image_size) for _, box in boxes):
+        raise ValueError(f"objects={boxes}: boxes lie inside {side}x{side} pixels")
+    return made
 
 
 def read_labels(data: bytes, size: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from cm3leon_jax.data.documents import Document, Image, Mask, Segment, Text
@@ -164,8 +165,8 @@ def parse_locations(text: str) -> list[tuple[int, int, int, int]]:
 
 def strength_word(strength: float) -> str:
     """The word of `STRENGTHS` that is nearest; ValueError outside (0, 1]."""
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength={strength} must be within (0, 1]")
+    if not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise ValueError(f"strength={strength!r} must be within (0, 1]")
     return min(STRENGTHS, key=lambda word: abs(STRENGTHS[word] - strength))
 
 
@@ -186,10 +187,11 @@ def _check_fields(
 
 def _parts(spec: Task, wording: int, order: Order = "cm3") -> list[str]:
     """Templates of the segments, in order."""
-    if not 0 <= wording < len(spec.wordings):
+    whole = isinstance(wording, Integral)
+    if not whole or not 0 <= wording < len(spec.wordings):
         raise ValueError(
             f"task {spec.name!r} has the wordings 0 … {len(spec.wordings) - 1}, not "
-            f"{wording}"
+            f"{wording!r}"
         )
     if order not in get_args(Order):
         raise ValueError(f"order={order!r}: choose from {', '.join(get_args(Order))}")
@@ -275,7 +277,7 @@ def _matched(
             return None
         fields |= match.groupdict()
     if "objects" in fields:
-        fields["objects"] = list(_objects(fields["objects"]))
+        fields["objects"] = list(objects(fields["objects"]))
     return fields
 
 
@@ -284,6 +286,7 @@ def _kind(spec: Task, part: str) -> type[Segment]:
     return Image if name in spec.images else Mask if name in spec.masks else Text
 
 
-def _objects(text: str) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+def objects(text: str) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """The field `objects` as it is written: `PHRASE at (x0, y0) -> (x1, y1), …`."""
     for match in _OBJECT.finditer(text):
         yield match[1], parse_locations(match[2])[0]

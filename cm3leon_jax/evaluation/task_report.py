@@ -132,7 +132,7 @@ def _together(tasks: Mapping[str, Any]) -> str:
             values = together.get("value"), alone.get("value")
             if not all(map(is_number, values)):
                 continue
-            gain = values[0] - values[1]
+            gain = gained(key, *values)
             mark = "" if gain >= -_TOLERATED else " <b>lost</b>"
             name = escape(f"{task}/{key}")
             rows.append((name, cell(together), cell(alone), f"{gain:+.3f}{mark}"))
@@ -145,6 +145,11 @@ def _together(tasks: Mapping[str, Any]) -> str:
         "seed.</p>"
         f"{table(rows, head)}"
     )
+
+
+def gained(key: str, together: float, alone: float) -> float:
+    """How much better a measure is together: of seams, less is better."""
+    return alone - together if key.startswith("seams") else together - alone
 
 
 def _beside(
