@@ -59,6 +59,7 @@ def captions(
     samplers: Sequence[Sampler],
     longest: int,
     seed: int,
+    numbers: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """The text pieces that describe square pictures, at most `longest` of each."""
     question = writer.layout.text_ids(writer.codec.text.encode(QUESTION))
@@ -69,7 +70,7 @@ def captions(
     wanted = [_talk(_turn(writer.layout, [p, question]), longest, 0) for p in pictures]
     return [
         forms.first_text(tokens, writer.layout)
-        for tokens in writer.tokens(wanted, samplers, seed)
+        for tokens in writer.tokens(wanted, samplers, seed, numbers=numbers)
     ]
 
 

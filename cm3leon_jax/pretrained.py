@@ -52,6 +52,9 @@ def text_to_image(
 ) -> list[Pillow.Image]:
     codec, texts = writer.codec, listed(prompts, str, "prompts")
     if conversation.speaks(writer):
+        rerank = options.get("rerank")
+        if rerank is not None and rerank.likelihood > 0:
+            conversation.refuse(writer, "captions in the form of rerank.likelihood")
         wanted = conversation.drawings(writer, texts)
     else:
         wanted = [
@@ -100,13 +103,17 @@ def _told(
     candidates: int | None = None,
     retrieve: Retrieve = 0,
     return_scores: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> list[str]:
     """Captions by a system that holds conversations."""
     if retrieve != 0 or candidates not in (None, 1) or return_scores:
         conversation.refuse(writer, "retrieve or candidates of captions")
-    default, longest = writer.system.sampling.caption, max_text or _CAPTION
+    default = writer.system.sampling.caption
+    longest = _CAPTION if max_text is None else max_text
+    if longest < 1:
+        raise ValueError(f"max_text={max_text} must be at least 1")
     samplers = writer.samplers(sampler, default, 1, "a caption")
-    texts = conversation.captions(writer, arrays, samplers, longest, seed)
+    texts = conversation.captions(writer, arrays, samplers, longest, seed, numbers)
     return [
         writer.codec.decode_text(pieces) + CUT * (len(pieces) >= longest)
         for pieces in texts

@@ -155,7 +155,7 @@ class Writer:
         numbers: Sequence[int] | None = None,
     ) -> Drawn:
         """A picture for each; `task` is how messages call it."""
-        candidates = 1 if candidates is None else candidates
+        candidates = 1 if candidates is None else _whole(candidates)
         known = min(len(drawing.prompt.streams) for drawing in wanted)
         samplers = self.samplers(sampler, default, known, task)
         judge = None
@@ -278,8 +278,6 @@ class Writer:
         numbers: Sequence[int] | None = None,
     ) -> Iterator[np.ndarray]:
         """What the decoder writes for each candidate of each prompt: tokens [T]."""
-        if candidates < 1:
-            raise ValueError(f"candidates={candidates} must be at least 1")
         return self.engine.write(
             *(wanted, samplers, seed, self.codec.image_tokens),
             candidates=candidates,
@@ -297,6 +295,8 @@ class Writer:
         every = given if isinstance(given, tuple) else (given or default,)
         if not every:
             raise ValueError("sampler=(): give at least one")
+        if not all(isinstance(sampler, Sampler) for sampler in every):
+            raise ValueError(f"sampler={given!r} must be a Sampler or a tuple of them")
         made = []
         for sampler in every:
             if streams == 1 < self.streams(sampler):
@@ -336,6 +336,7 @@ class Writer:
 
     def _candidates(self, candidates: int | None, samplers: Sequence[Sampler]) -> int:
         """How many texts to write: a greedy sampler would write the same again."""
+        candidates = None if candidates is None else _whole(candidates)
         if all(sampler.temperature == 0 for sampler in samplers):
             return len(samplers)
         if candidates is None:
@@ -367,6 +368,16 @@ class Writer:
         left = iter(self.layout.text_ids(span) for span in spans)
         body = [next(left) if part is None else part for part in parts]
         return np.concatenate([before, *body, [self.layout.eos]])
+
+
+def _whole(candidates: int) -> int:
+    """So many, as an int; ValueError where there cannot be so many."""
+    number = isinstance(candidates, int | np.integer) and candidates is not True
+    if not number or candidates < 1:
+        raise ValueError(
+            f"candidates={candidates!r} must be at least 1, a whole number"
+        )
+    return int(candidates)
 
 
 def _only_text(tokens_T: np.ndarray, layout: Layout) -> list[np.ndarray]:

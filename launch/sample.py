@@ -296,6 +296,14 @@ def _pictures(paint: Callable[..., list], model, images, prompts, how) -> dict:
     same = outputs.key(model, how | {"flags": flagged, "fields": fields})
     # The text tokenizer is known by what it makes of the prompts.
     about.append([model.codec.text.encode(text) for text in prompts])
+    # Else a list would end at such a prompt, hours after it began.
+    limit, codes = model.writer.limit, model.codec.image_tokens
+    for i, pieces in enumerate(about[-1]):
+        if len(pieces) > limit - codes - 2:
+            raise ValueError(
+                f"prompt {i} has {len(pieces)} pieces: beside {codes} of a picture, a "
+                f"context of {limit} has room for at most {limit - codes - 2}"
+            )
     keys = [digest([same, [x[i] for x in about if x]]) for i in range(count)]
     batch = max(model.writer.engine.batch // how.get("candidates", 1), 1)
     made = gallery.fill(out, prompts or [""] * count, draw, keys=keys, batch=batch)

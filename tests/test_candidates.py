@@ -246,7 +246,11 @@ def test_an_amateur_has_the_same_tokens(model):
     [
         (dict(candidates=0), "candidates=0 must be at least 1"),
         (dict(sampler=(GUIDED, CD_K)), "candidates=1 cannot be split among 2 samplers"),
+        (dict(candidates=2.5), "candidates=2.5 must be at least 1, a whole number"),
+        (dict(candidates="2"), "candidates='2' must be at least 1, a whole number"),
         (dict(sampler=()), "give at least one"),
+        (dict(sampler="greedy"), "sampler='greedy' must be a Sampler or a tuple"),
+        (dict(sampler=[GUIDED]), "must be a Sampler or a tuple"),
         (
             dict(candidates=2, rerank=Rerank(similarity=1.0)),
             "rerank.similarity needs an encoder",
@@ -256,3 +260,9 @@ def test_an_amateur_has_the_same_tokens(model):
 def test_bad_input_is_named(model, options, message):
     with pytest.raises(ValueError, match=message):
         model.text_to_image(TEXTS, **options)
+
+
+def test_a_greedy_text_has_at_least_one_candidate_too(model):
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="candidates=-3 must be at least 1"):
+        model.caption([picture], candidates=-3, sampler=GREEDY)

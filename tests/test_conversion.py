@@ -21,6 +21,7 @@ from cm3leon_jax.data.documents import Document, Image, Text
 from cm3leon_jax.interop import shards
 from cm3leon_jax.interop.shards import Shards
 from cm3leon_jax.sampling.engine import Precision
+from cm3leon_jax.sampling.rerank import Rerank
 from cm3leon_jax.sampling.sampler import Sampler
 from cm3leon_jax.tokenizers.bytelevel import JsonTokenizer
 from cm3leon_jax.training.checkpoint import leaf_names, load_model
@@ -64,7 +65,9 @@ def test_prompts_are_the_published_ones(model, monkeypatch):
     full, *others = [ids.tolist() for ids in drawing.prompt.streams]
     assert full == [bos, h, i, turn, brk] and others == [[bos, brk]] * 2
     asked = []
-    monkeypatch.setattr(model.writer, "tokens", lambda w, *_: asked.extend(w) or [])
+    monkeypatch.setattr(
+        model.writer, "tokens", lambda w, *_, **__: asked.extend(w) or ()
+    )
     model.caption([WHITE])
     ((ids,),) = [prompt.streams for prompt in asked]
     question = layout.text_ids(model.codec.text.encode(conversation.QUESTION))
@@ -111,6 +114,11 @@ def test_pictures_captions_and_likelihoods(model):
     assert again == one
     captions = model.caption([WHITE, WHITE * 0], max_text=5)
     assert len(captions) == 2 and all(isinstance(text, str) for text in captions)
+    assert model.caption([WHITE * 0], max_text=5, numbers=[1]) == captions[1:]
+    with pytest.raises(ValueError, match="max_text=0 must be at least 1"):
+        model.caption([WHITE], max_text=0)
+    with pytest.raises(ValueError, match="not learnt captions .* rerank.likelihood"):
+        model.text_to_image(["a"], candidates=2, rerank=Rerank(likelihood=1.0))
     document = Document((Text("hi"), Image(WHITE)))
     (found,) = model.log_likelihood([document])
     (ids,) = conversation.likelihood_rows(model.writer, [document])

@@ -303,6 +303,19 @@ def test_each_batch_is_written_as_it_finishes(run, monkeypatch):
     assert [len(call) for call in written] == [1, 1]
 
 
+def test_a_prompt_that_leaves_no_room_is_named_before_anything_is_drawn(run):
+    run.model.engine.batch = 1
+    room = 400 - run.model.codec.image_tokens - 2
+    for length, fits in ((room, True), (room + 1, False)):
+        Path("prompts.txt").write_text(f"one\n{'x' * length}\n")
+        if fits:
+            run(*LIST, *FOLDER)
+            continue
+        with pytest.raises(ValueError, match=f"prompt 1 has {length} .* most {room}"):
+            run(*LIST, "--out", "none")
+    assert not Path("none").exists()
+
+
 def test_another_picture_or_region_is_drawn_anew(run):
     Pillow.new("RGB", (10, 12), (1, 2, 3)).save("b.png")
     what = ("--task", "infill", "--out", "many", "--box", "0,1,9,9")

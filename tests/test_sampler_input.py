@@ -28,6 +28,8 @@ CD_K = ContrastiveTopK(alpha=0.3, k=3, amateur_temperature=0.5)
         (dict(top_k=float("inf")), "an int >= 0"),
         (dict(guidance=[7.5, 1.5]), ">= 0 .* or a tuple"),
         (dict(guidance=("7.5", 1.5)), ">= 0"),
+        (dict(contrastive=True), "None or a ContrastiveTopK"),
+        (dict(contrastive={"alpha": 0.1}), "None or a ContrastiveTopK"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, allowed):

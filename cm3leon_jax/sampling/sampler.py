@@ -89,6 +89,10 @@ class Sampler:
                 and all(map(_real, self.schedule)),
                 "two or more factors >= 0, from the first token to the last, a tuple",
             ),
+            contrastive=(
+                isinstance(self.contrastive, ContrastiveTopK | None),
+                "None or a ContrastiveTopK",
+            ),
         )
         if self.contrastive is not None and self.guided:
             raise ValueError(
