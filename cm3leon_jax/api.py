@@ -364,7 +364,8 @@ class CM3Leon:
         **options: Unpack[Common],
     ) -> list[Document]:
         """Goes on where each document ends: text and whole pictures, interleaved, until
-        the model ends it, or `images` pictures' and `max_text` pieces' worth of tokens.
+        the model ends it, or `images` pictures' and `max_text` pieces' worth of tokens
+        (room, not counts: a picture may take that of text).
 
         What is given stays as it is. A document that ends in `Text` goes on in that
         text.

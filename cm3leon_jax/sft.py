@@ -191,6 +191,7 @@ def sft(
         start = directory / "pretrain" if own else Path(settings.start)
         parts, ema = EVERYTHING, False
         if not own:
+            check_tokenizers(start, directory)
             parts, ema = _parts_of(start, system)
         return load_finished(
             *(start, system.decoder_config, parts),
@@ -214,6 +215,22 @@ def sft(
         return made | {"ratios": dict(zip(settings.names, drawn, strict=True))}
 
     return run_stage(system, directory / "sft", work, overwrite, everyone=True)
+
+
+def check_tokenizers(start: Path, directory: Path) -> None:
+    """ValueError where a decoder to start from reads other ids than these are, as far
+    as its own work directory says."""
+    for name in ("text_tokenizer", "image_tokenizer"):
+        folders = start.parent / name, directory / name
+        begun = [folder / workdir.BEGUN for folder in folders]
+        if not all(path.is_file() for path in begun):
+            continue
+        theirs, ours = (json.loads(path.read_text())["hash"] for path in begun)
+        if theirs != ours:
+            raise ValueError(
+                f"sft.start={start}: its {name}/ is not that of {directory}, so ids "
+                f"mean other things; copy {name}/ from there, or start from elsewhere"
+            )
 
 
 def _parts_of(folder: Path, system: System) -> tuple[Parts, bool]:

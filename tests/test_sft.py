@@ -19,7 +19,13 @@ from cm3leon_jax.data import infill, records, sources, task_sources
 from cm3leon_jax.data.documents import highest_label
 from cm3leon_jax.models.decoder import Decoder, abstract
 from cm3leon_jax.preparation import Pictures
-from cm3leon_jax.sft import TaskDocuments, _parts_of, open_task_rows, share
+from cm3leon_jax.sft import (
+    TaskDocuments,
+    _parts_of,
+    check_tokenizers,
+    open_task_rows,
+    share,
+)
 from cm3leon_jax.system import System
 from cm3leon_jax.training import loss
 from cm3leon_jax.training.checkpoint import leaf_names, load_model
@@ -159,6 +165,17 @@ def test_a_finished_run_is_not_run_again_and_an_unfinished_one_goes_on(workdir):
     assert after["loss"] == before["loss"] and after["steps"] == 4
     lines = (workdir / "sft" / "metrics.jsonl").read_text().splitlines()
     assert sum("tokens/task/edit" in line for line in lines) == 4
+
+
+def test_a_start_that_reads_other_ids_is_refused(tmp_path):
+    for name, hash in (("theirs", "a"), ("ours", "b")):
+        (tmp_path / name / "image_tokenizer").mkdir(parents=True)
+        begun = tmp_path / name / "image_tokenizer" / "inputs.json"
+        begun.write_text(json.dumps({"hash": hash, "inputs": {}}))
+    start = tmp_path / "theirs" / "sft"
+    with pytest.raises(ValueError, match="sft.start=.*image_tokenizer/ is not that"):
+        check_tokenizers(start, tmp_path / "ours")
+    check_tokenizers(start, tmp_path / "theirs")
 
 
 def test_tuning_goes_on_from_another_tuned_system(workdir, system, tmp_path):
