@@ -110,6 +110,9 @@ def test_samplers_share_the_candidates(engine):
     )
     with pytest.raises(ValueError, match="candidates=1 cannot be split among 2 sampl"):
         write(engine, (2,), (GREEDY, GUIDED))
+    for seed in (1 << 32, 0.5, None):  # JAX would drop the bits above 32
+        with pytest.raises(ValueError, match="seed=.* must be a whole number"):
+            write(engine, (2,), seed=seed)
     with pytest.raises(ValueError, match="1 prompts need as many numbers"):
         write(engine, (2,), numbers=[1, 2])
 

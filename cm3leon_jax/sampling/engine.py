@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, get_args
 
 import jax
@@ -130,6 +131,8 @@ class Engine:
         stream that is the same in every prompt once for all prompts. Raises ValueError
         for a prompt that does not fit the context, before anything is run.
         """
+        if not isinstance(seed, Integral) or not 0 <= seed < 1 << 32:
+            raise ValueError(f"seed={seed!r} must be a whole number below 2**32")
         each = [sampler] if isinstance(sampler, Sampler) else list(sampler)
         if not 0 < len(each) <= candidates:
             raise ValueError(
