@@ -91,8 +91,8 @@ def curve(
     candidates: Sequence[int],
 ) -> dict[str, dict[str, Any]]:
     """By number of candidates: `chosen`, F1 over the objects of those that rank first,
-    `possible`, of those that have most objects right, what no ranking can exceed, and
-    `diversity`.
+    `possible`, of those that each prompt's objects match best (of all prompts together
+    another choice may have a little more), and `diversity`.
 
     `parsed` are the objects of each prompt's candidates, in the order of `found`.
     """
