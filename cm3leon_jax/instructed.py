@@ -22,7 +22,15 @@ from cm3leon_jax.pretrained import CUT, mapped
 from cm3leon_jax.sampling import prompts as forms
 from cm3leon_jax.sampling.prompts import CLASS, IMAGE
 from cm3leon_jax.sampling.sampler import Sampler
-from cm3leon_jax.writer import Common, Drawing, Options, Telling, TextOptions, Writer
+from cm3leon_jax.writer import (
+    Common,
+    Drawing,
+    Options,
+    Telling,
+    TextOptions,
+    Writer,
+    usual_sampler,
+)
 
 Fields = dict[str, Any]  # of one prompt, by the names of its template
 STYLES = {"short": 64, "detailed": 128, "long": 256}  # pieces they usually need
@@ -30,7 +38,6 @@ _ANSWER, _EXPLANATION = 32, 192
 # Aligned with the picture to be made, or a reference that it takes something from.
 STRUCTURES = ("edge", "segmentation", "hed", "pose", "depth", "normal", "scribble")
 REFERENCES = ("style", "composition", "content")
-EDITS = ("edit", "edit_region")  # guided by picture and text (paper 1.12)
 _NO_CONTEXT = "N/A"
 
 
@@ -220,9 +227,7 @@ def instruct(
         return _tell(writer, task, given, wording, _EXPLANATION, "a text", **options)
     if spec.output in spec.masks:
         return _label(writer, task, given, wording, **options)
-    sampling = writer.system.sampling
-    default = sampling.control if len(spec.images) > 1 else sampling.text_to_image
-    default = sampling.edit if task in EDITS else default
+    default = usual_sampler(writer.system.sampling, spec)
     return _draw(writer, task, given, wording, default, **options)
 
 
@@ -254,9 +259,7 @@ def _tell(
             writer.codec.parts([[*map(piece, a)] for a in asked]), fields, strict=True
         )
     ]
-    default = writer.system.sampling.answer
-    if task.startswith("caption"):
-        default = writer.system.sampling.caption
+    default = usual_sampler(writer.system.sampling, tasks.known(task))
     texts, longest = writer.tell(wanted, default, name, usual, **options)
     return mapped(
         lambda spans, rest: _said(writer, spans[0], longest, rest if last else ""),

@@ -16,6 +16,7 @@ import numpy as np
 
 from cm3leon_jax.codec import Codec, Parts
 from cm3leon_jax.context import Context, Retrieve
+from cm3leon_jax.data.task_templates import Task
 from cm3leon_jax.judge import Drawing, Drawn, Judge, Sketches
 from cm3leon_jax.models.decoder import Decoder
 from cm3leon_jax.retrieval.recall import Memory
@@ -24,7 +25,7 @@ from cm3leon_jax.sampling.engine import Engine, Precision
 from cm3leon_jax.sampling.prompts import Prompt
 from cm3leon_jax.sampling.rerank import Rerank, ranked
 from cm3leon_jax.sampling.sampler import Sampler
-from cm3leon_jax.system import System
+from cm3leon_jax.system import SamplingConfig, System
 from cm3leon_jax.vocab import Layout
 
 SHORT = 24  # pieces of a text, before retrieved documents take the place
@@ -368,6 +369,17 @@ class Writer:
         left = iter(self.layout.text_ids(span) for span in spans)
         body = [next(left) if part is None else part for part in parts]
         return np.concatenate([before, *body, [self.layout.eos]])
+
+
+def usual_sampler(sampling: SamplingConfig, spec: Task) -> Sampler:
+    """The config's for a task of that kind."""
+    if spec.writes_text:
+        return sampling.caption if spec.name.startswith("caption") else sampling.answer
+    if spec.output in spec.masks:
+        return sampling.segment
+    if spec.name in ("edit", "edit_region"):  # guided by picture and text (paper 1.12)
+        return sampling.edit
+    return sampling.control if len(spec.images) > 1 else sampling.text_to_image
 
 
 def _whole(candidates: int) -> int:

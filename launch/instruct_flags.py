@@ -44,11 +44,6 @@ def fields(opened: Callable[[str], Any]) -> dict[str, Any]:
 
 def sampler(sampling: Any) -> Any:
     """The config's for tasks of that kind, as `CM3Leon.instruct` takes it."""
-    spec = task()
-    if spec.writes_text:
-        return sampling.caption if spec.name.startswith("caption") else sampling.answer
-    if spec.output in spec.masks:
-        return sampling.segment
-    if spec.name in ("edit", "edit_region"):
-        return sampling.edit
-    return sampling.control if len(spec.images) > 1 else sampling.text_to_image
+    from cm3leon_jax.writer import usual_sampler
+
+    return usual_sampler(sampling, task())
