@@ -10,7 +10,7 @@ draw has the right background and an artist's palette and line, rarely the subje
 Licences and artists of every picture are in its metadata. `retrieval` is the same with
 a memory bank, by frozen networks (`bash launch/setup.sh features`). `tasks` is tuned on
 all tasks that artwork serves, by other artists than three, whose styles are then new
-(`bash launch/setup.sh icons,controls,features`): 100 minutes beside other trainings
+(`bash launch/setup.sh icons controls features`): 100 minutes beside other trainings
 teach palettes, looks and rough places; README has the scores.
 """
 
