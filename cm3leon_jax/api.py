@@ -137,7 +137,7 @@ class CM3Leon:
             mesh=devices,
             batch=batch,
             memory=memory,
-            tasks=() if sft is None else sft.trained,
+            tasks=() if sft is None else sft.trained(workdir / folder),
             precision=precision,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,9 @@ def box(corners: Any, width: int, height: int, name: str) -> tuple[int, int, int
         for n in numbers
     )
     if isinstance(corners, str) or len(numbers) != 4 or not whole:
-        raise ValueError(f"{name}={corners!r}: give four whole pixels, x0, y0, x1, y1")
+        raise ValueError(
+            f"{name}={reprlib.repr(corners)}: give four whole pixels, x0, y0, x1, y1"
+        )
     x0, y0, x1, y1 = (int(n) for n in numbers)
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
         raise ValueError(

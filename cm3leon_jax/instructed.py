@@ -38,6 +38,7 @@ _ANSWER, _EXPLANATION = 32, 192
 # Aligned with the picture to be made, or a reference that it takes something from.
 STRUCTURES = ("edge", "segmentation", "hed", "pose", "depth", "normal", "scribble")
 REFERENCES = ("style", "composition", "content")
+KINDS = STRUCTURES + REFERENCES
 _NO_CONTEXT = "N/A"
 
 
@@ -112,9 +113,8 @@ def edit(
     **options: Unpack[Options],
 ) -> list[Pillow.Image]:
     images = listed(images, None, "images")
-    texts = as_many(
-        written(instructions, "instructions"), len(images), "instructions", "images"
-    )
+    texts = written(instructions, "instructions")
+    texts = as_many(texts, len(images), "instructions", "images")
     fields = _zipped(source=_pictures(writer, images), instruction=texts)
     default, task = writer.system.sampling.edit, "edit"
     if regions is None:
@@ -139,14 +139,12 @@ def control(
     wording: int,
     **options: Unpack[Options],
 ) -> list[Pillow.Image]:
-    if kind not in STRUCTURES + REFERENCES:
-        known = ", ".join(STRUCTURES + REFERENCES)
-        raise ValueError(f"kind={kind!r}: choose from {known}")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: choose from {', '.join(KINDS)}")
     images = listed(images, None, "images")
     if kind == "segmentation":
         images = [writer.codec.coloured(x, i) for i, x in enumerate(images)]
-    given, extra = _pictures(writer, images), {}
-    name = kind
+    given, name, extra = _pictures(writer, images), kind, {}
     if kind in REFERENCES:
         name, extra = "reference", {"strength": tasks.strength_word(strength)}
     elif strength != 1:
@@ -212,8 +210,13 @@ def instruct(
     **options: Unpack[Options],
 ) -> list[str] | list[Pillow.Image] | list[np.ndarray]:
     spec = tasks.known(task)
+    if task == "infill":
+        raise ValueError("infilling needs a region: ask `infill` for it")
     given = [dict(each) for each in listed(fields, Mapping, "fields")]
     for each in given:
+        missing = {name for name, value in each.items() if value is None}
+        if missing - (set() if len(spec.images) < 2 else {"caption"}):
+            raise ValueError(f"the task {task} needs {missing.pop()}, not None")
         for name in each.keys() & set(spec.images):
             (each[name],) = _pictures(writer, [each[name]])
         if isinstance(text := each.get("objects"), str):
@@ -390,11 +393,8 @@ def _science(
     texts = as_many(written(questions, "questions"), len(given), "questions", "images")
     options = []
     for i, row in enumerate(as_many(choices, len(given), "choices", "images")):
-        row = written(row, f"choices[{i}]")
-        lettered = (f"({chr(ord('A') + n)}) {text}" for n, text in enumerate(row))
-        options.append(" ".join(lettered))
-    about = [_NO_CONTEXT] * len(given)
-    if contexts is not None:
-        about = as_many(contexts, len(given), "contexts", "images")
-        about = written(about, "contexts")
+        name = f"choices[{i}]"
+        options.append(tasks.lettered(written(row, name), name))
+    about = [_NO_CONTEXT] * len(given) if contexts is None else contexts
+    about = as_many(written(about, "contexts"), len(given), "contexts", "images")
     return _zipped(image=given, question=texts, context=about, options=options)

@@ -212,7 +212,11 @@ def sft(
             measures=measures,
         )
         drawn = ratios(counts(rows.records), weights(settings)).round(3).tolist()
-        return made | {"ratios": dict(zip(settings.names, drawn, strict=True))}
+        before = [] if own else _trained_before(Path(settings.start))
+        return made | {
+            "ratios": dict(zip(settings.names, drawn, strict=True)),
+            "trained": sorted({*before, *(settings.only or settings.names)}),
+        }
 
     return run_stage(system, directory / "sft", work, overwrite, everyone=True)
 
@@ -231,6 +235,13 @@ def check_tokenizers(start: Path, directory: Path) -> None:
                 f"sft.start={start}: its {name}/ is not that of {directory}, so ids "
                 f"mean other things; copy {name}/ from there, or start from elsewhere"
             )
+
+
+def _trained_before(folder: Path) -> list[str]:
+    """The tasks of a finished run: none of a pretrained decoder."""
+    tuned = json.loads((folder / workdir.BEGUN).read_text())["inputs"].get("sft")
+    own = [] if tuned is None else tuned["only"] or list(tuned["tasks"])
+    return workdir.results(folder).get("trained", own)
 
 
 def _parts_of(folder: Path, system: System) -> tuple[Parts, bool]:

@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+from cm3leon_jax import workdir
 from cm3leon_jax.data import task_sources
 from cm3leon_jax.data.tasks import known
 from cm3leon_jax.run_config import RunConfig
@@ -104,11 +106,13 @@ class SFTConfig(RunConfig):
         """The tasks in the order of their numbers in token records, 1, 2, …."""
         return tuple(sorted(self.tasks))
 
-    @property
-    def trained(self) -> tuple[str, ...]:
-        """The tasks that a finished run can do: those of `only`, and with a `start`
-        elsewhere all of them, which were trained there or here."""
-        return self.names if self.start != "pretrain" else self.only or self.names
+    def trained(self, folder: Path) -> tuple[str, ...]:
+        """The tasks that a run in `folder` can do. A finished one has noted them; of
+        another the config tells what it can, with a `start` elsewhere all of them."""
+        own = self.names if self.start != "pretrain" else self.only or self.names
+        finished = (folder / workdir.DONE).is_file()
+        noted = workdir.results(folder) if finished else {}
+        return tuple(noted.get("trained", own))
 
     def check(self, world: str, source: Any, vocabulary: Any, grid: int) -> None:
         """ValueError where the tasks cannot be made in this world, or do not fit.
@@ -139,6 +143,12 @@ class SFTConfig(RunConfig):
             raise ValueError(
                 f"vocabulary.classes={room} has no room for {len(names)} classes: "
                 f"{', '.join(names)}"
+            )
+        made = task_sources.classes(world)
+        if made and names != made[: len(names)]:
+            raise ValueError(
+                f"sft.classes={names}: masks of the world {world!r} have the classes "
+                f"{', '.join(made)}; name these, or the first ones of them"
             )
         if source.image_size % side:
             raise ValueError(

@@ -12,7 +12,7 @@ r"""Any task from the shell, with the newest checkpoint of a work directory.
         --prompt "a large blue square at the top left" --out b.png
     $sample --task infill --image a.png --candidates 32 \
         --document "a small <mask> circle at the top left on a white background"
-    $sample --task edit --image a.png --prompt "make the circle blue" --out c.png
+    $sample --task edit --image a.png --prompt "make the circle green" --out c.png
     $sample --task edit --image a.png --prompt "make it blue" --box 0,0,12,12 \
         --out c.png
     $sample --task control --kind edge --image edges.png --prompt "a star" --out d.png
@@ -55,19 +55,19 @@ DRAWS = (*WRITES, "candidates", "rerank", "scores")
 TEXTS, REGION = ("prompt", "prompts"), ("mask", "box")
 READS = {
     "text_to_image": (*TEXTS, "out", *DRAWS),
-    "caption": ("image", "style", *TELLS),
-    "answer": ("image", *TEXTS, *TELLS),
+    "caption": ("image", "style", "wording", *TELLS),
+    "answer": ("image", *TEXTS, "wording", *TELLS),
     "science": ("image", *TEXTS, "choice", "context", *TELLS),
     "explain": ("image", *TEXTS, "choice", "context", *TELLS),
     "infill": ("image", *REGION, *TEXTS, "out", *DRAWS),
     "infill a document": ("document", "image", *TELLS),
-    "edit": ("image", *TEXTS, *REGION, "out", *DRAWS),
-    "control": ("image", "kind", *TEXTS, "strength", "out", *DRAWS),
-    "ground": ("prompt", "object", "out", *DRAWS),
-    "write": (*TEXTS, "out", *DRAWS),
-    "variation": ("image", "out", *DRAWS),
-    "segment": ("image", "out", *WRITES),
-    "instruct": ("name", "field", "out", "max_text", *DRAWS),
+    "edit": ("image", *TEXTS, *REGION, "wording", "out", *DRAWS),
+    "control": ("image", "kind", *TEXTS, "strength", "wording", "out", *DRAWS),
+    "ground": ("prompt", "object", "wording", "out", *DRAWS),
+    "write": (*TEXTS, "wording", "out", *DRAWS),
+    "variation": ("image", "wording", "out", *DRAWS),
+    "segment": ("image", "wording", "out", *WRITES),
+    "instruct": ("name", "field", "wording", "out", "max_text", *DRAWS),
     "generate": ("document", "image", "pictures", "max_text", "out", *WRITES),
     "log_likelihood": ("document", "image", "retrieve"),
     "reconstruct": ("image", "out"),
@@ -116,9 +116,12 @@ STRENGTH = flags.DEFINE_float("strength", 1.0, "Of a reference, in (0, 1].")
 OBJECT = flags.DEFINE_multi_string("object", [], "PHRASE@x0,y0,x1,y1 to be placed.")
 CHOICE = flags.DEFINE_multi_string("choice", [], "An answer to choose from.")
 CONTEXT = flags.DEFINE_string("context", None, "What else is known.")
+flags.DEFINE_integer(
+    "wording", None, "Number of the instruction's template, in data/task_templates.py."
+)
 PICTURES = flags.DEFINE_integer("pictures", 1, "Pictures' worth of tokens to generate.")
-MAX_TEXT = flags.DEFINE_integer("max_text", None, "Pieces of a text at most.")
-CANDIDATES = flags.DEFINE_integer(
+flags.DEFINE_integer("max_text", None, "Pieces of a text at most.")
+flags.DEFINE_integer(
     "candidates", None, "Texts or pictures to write, of which the best is taken."
 )
 SCORES = flags.DEFINE_bool("scores", False, "All candidates of pictures, with scores.")
@@ -153,9 +156,9 @@ def main() -> dict:
         bare = task == "infill" and not prompts
         sampler = sampler_flags.sampler(_default(model, task), guided=not bare)
         how = {"sampler": sampler, "seed": SEED.value, "retrieve": RETRIEVE.value}
-    for name, flag in (("candidates", CANDIDATES), ("max_text", MAX_TEXT)):
-        if name in READS[task] and flag.value is not None:
-            how[name] = flag.value
+    for name in ("candidates", "max_text", "wording"):
+        if name in READS[task] and flags.FLAGS[name].value is not None:
+            how[name] = flags.FLAGS[name].value
     if sampler_flags.RERANK.value:
         how["rerank"] = sampler_flags.rerank()
     if SCORES.value:

@@ -18,6 +18,10 @@ WORKDIR/study/NAME, each a work directory like any other:
     class-before    segmentation, of pictures without the last class only
     class-added     from there on, for a quarter of the updates, with all classes
 
+In another world `--protocol` is one of its own, such as configs/eval/icon_tasks.py. In
+the autoregressive order `science` is asked with what `science_cot` begins with, and is
+often answered as that.
+
 What is done is skipped, so the same command goes on after an interruption. Writes
 WORKDIR/tasks_study.json, which the report shows, from all runs that are there.
 """

@@ -60,6 +60,7 @@ def test_transparent_pictures_lie_on_white(monkeypatch):
         (lambda m: m.answer([ONE], WHY, candidates=0), "candidates=0"),
         (lambda m: m.science([ONE], WHY, [[]]), r"choices\[0\] is a list"),
         (lambda m: m.science([ONE], WHY, []), "as many choices"),
+        (lambda m: m.science([ONE], WHY, [["a"] * 27]), r"choices\[0\] has 27: give"),
         (lambda m: m.science([ONE], WHY, [["a"]], contexts=[""]), "context 0 is empty"),
         (lambda m: m.edit([ONE], ["word " * 300]), "shorten the text"),
         (lambda m: m.edit([ONE], [""]), "instruction 0 is empty"),
@@ -95,6 +96,15 @@ def test_transparent_pictures_lie_on_white(monkeypatch):
         (lambda m: m.instruct("draw", [{}]), "no task 'draw': choose from"),
         (lambda m: m.instruct("edit", [{"source": ONE}]), "takes the fields source, i"),
         (lambda m: m.instruct("edit", []), "fields is a list"),
+        (
+            lambda m: m.instruct("edit", [{"source": ONE, "instruction": None}]),
+            "needs instruction, not None",
+        ),
+        (
+            lambda m: m.instruct("ground", [{"objects": "a", "caption": None}]),
+            "needs caption, not None",
+        ),
+        (lambda m: m.instruct("infill", [{"caption": "a"}]), "ask `infill` for it"),
         (lambda m: m.instruct("ground", [PLACED | {"objects": 5}]), "objects is a l"),
         (lambda m: m.instruct("ground", [PLACED | {"objects": "a"}]), "PHRASE at"),
         (lambda m: m.instruct("ground", [PLACED | {"objects": [("a",)]}]), "give .phr"),

@@ -245,7 +245,7 @@ def stand_in(monkeypatch):
         return tiny_api.model(900, Remembering(near), TASKS)
 
     monkeypatch.setattr(CM3Leon, "load", load)
-    return {"documents": near, "edges": np.zeros((32, 32, 3), np.uint8), "Task": Task}
+    return {"documents": near, "Task": Task}
 
 
 def test_programs_of_the_readme_run(stand_in):

@@ -13,6 +13,7 @@ from PIL import Image
 from cm3leon_jax.config import config_hash
 from cm3leon_jax.evaluation import report
 from cm3leon_jax.evaluation.chart import Series, chart
+from cm3leon_jax.evaluation.page import cell
 from cm3leon_jax.training import loss, metrics
 
 VOID = {"meta", "img", "input", "line", "path"}
@@ -250,3 +251,9 @@ def test_small_pictures_are_enlarged_without_blur(workdir):
     text = report.write(workdir).read_text("utf-8")
     assert '<img class=pixels style="width:128px"' in text
     assert ".pixels { image-rendering: pixelated; }" in text
+
+
+def test_a_score_says_how_many_pictures_it_leaves_out():
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 115, "left_out": 41}
+    assert 'title="0.400 to 0.600, n = 115, 41 left out"' in cell(score)
+    assert 'title="0.400 to 0.600, n = 115"' in cell(score | {"left_out": 0})

@@ -172,6 +172,17 @@ def test_flags_change_the_sampler_of_the_task(run):
     assert len(prompt.streams) == 2  # the config's guidance
 
 
+def test_another_wording_of_an_instruction(run):
+    edit = ("--task", "edit", *PICTURE, *WORD, *OUT)
+    _, ((usual,),) = run(*edit)
+    _, ((other,),) = run(*edit, "--wording", "1")
+    assert usual.streams[0].tolist() != other.streams[0].tolist()
+    with pytest.raises(ValueError, match="wordings 0 … 1, not 2"):
+        run(*edit, "--wording", "2")
+    with pytest.raises(ValueError, match="--wording is not for --task text_to_image"):
+        run(*WORD, *OUT, "--wording", "1")
+
+
 def test_candidates_are_written_best_first_with_their_scores(run, monkeypatch):
     monkeypatch.setattr(
         Engine, "score", lambda _, rows, counted: [n % 3 for n in range(len(rows))]

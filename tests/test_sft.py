@@ -22,6 +22,7 @@ from cm3leon_jax.preparation import Pictures
 from cm3leon_jax.sft import (
     TaskDocuments,
     _parts_of,
+    _trained_before,
     check_tokenizers,
     open_task_rows,
     share,
@@ -30,6 +31,7 @@ from cm3leon_jax.system import System
 from cm3leon_jax.training import loss
 from cm3leon_jax.training.checkpoint import leaf_names, load_model
 from cm3leon_jax.training.parts import EVERYTHING, Parts
+from cm3leon_jax.workdir import BEGUN, DONE
 
 NAMES = tiny_tasks.NAMES
 
@@ -190,8 +192,11 @@ def test_tuning_goes_on_from_another_tuned_system(workdir, system, tmp_path):
     config["sft"]["start"] = str(workdir / "sft")
     config["sft"]["parts"] = {"train": ("lora",), "rank": 2, "alpha": 4.0}
     config["sft"]["ema"] = 0.5
+    config["sft"]["only"] = ("edit",)
     config["sft"]["optimizer"] |= {"steps": 1}
     stages.run(config, tmp_path, ["sft"])
+    done = results(tmp_path / "sft")
+    assert done["trained"] == sorted(tiny_tasks.NAMES)  # there, if not here
     parts, averaged = _parts_of(tmp_path / "sft", system)
     assert averaged and parts == Parts(System.make(config).sft.parts, system.layout)
     # Low-rank tuning keeps the weights that it starts from: those that were tuned.
@@ -208,6 +213,18 @@ def test_tuning_goes_on_from_another_tuned_system(workdir, system, tmp_path):
     pretrained = weights(workdir / "pretrain", system)
     assert not np.array_equal(tuned.unembed[...], pretrained.unembed[...])
     assert _parts_of(workdir / "pretrain", system) == (EVERYTHING, False)
+
+
+def test_what_was_not_trained_before_is_not_claimed(tmp_path):
+    tuned = {"sft": {"only": ["segment"], "tasks": {"segment": 1.0, "edit": 1.0}}}
+    for inputs, noted, wanted in (
+        ({}, {}, []),
+        (tuned, {}, ["segment"]),
+        (tuned, {"trained": ["edit", "segment"]}, ["edit", "segment"]),
+    ):
+        (tmp_path / BEGUN).write_text(json.dumps({"hash": "a", "inputs": inputs}))
+        (tmp_path / DONE).write_text(json.dumps(noted))
+        assert _trained_before(tmp_path) == wanted
 
 
 def test_masks_of_classes_to_come_are_left_out(workdir, system):
@@ -305,6 +322,7 @@ def test_weights_and_bookkeeping_change_the_run_only(system):
         ({"packing": {"kind": "first_fit", "row_length": 35}}, "cannot hold the task"),
         ({"classes": tuple("abcde")}, "vocabulary.classes=4 has no room for 5"),
         ({"classes": ("a",)}, "name the background"),
+        ({"classes": tiny_tasks.CLASSES[::-1]}, "the first ones of them"),
         ({"class_grid": 5}, "sft.class_grid=5"),
         ({"class_grid": 0}, "sft.class_grid=0 must be positive"),
         ({"seed": -1}, "sft.seed=-1"),

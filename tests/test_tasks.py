@@ -85,7 +85,7 @@ def test_every_row_of_table_5_and_those_beyond_are_there():
         "segment infill variation reference_style reference_composition "
         "reference_content"
     )
-    assert set(wanted.split()) == set(TASKS)
+    assert set(wanted.split()) <= set(TASKS)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -13,6 +13,7 @@ from cm3leon_jax.data import task_sources
 from cm3leon_jax.data.task_mixture import TaskMixture
 from cm3leon_jax.evaluation import task_report
 from cm3leon_jax.system import System
+from cm3leon_jax.workdir import DONE
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,14 +43,16 @@ def test_only_tasks_that_there_are():
         System.make(config)
 
 
-def test_a_run_on_some_tasks_can_do_those_alone(monkeypatch):
+def test_a_run_on_some_tasks_can_do_those_alone(monkeypatch, tmp_path):
     monkeypatch.setitem(task_sources.SOURCES, "shapes", tiny_tasks.WORLD)
     config = tiny_tasks.tiny_config()
-    assert System.make(config).sft.trained == tiny_tasks.NAMES
+    assert System.make(config).sft.trained(tmp_path) == tiny_tasks.NAMES
     config["sft"]["only"] = ("edit",)
-    assert System.make(config).sft.trained == ("edit",)
+    assert System.make(config).sft.trained(tmp_path) == ("edit",)
     config["sft"]["start"] = "elsewhere/sft"  # which had the others
-    assert System.make(config).sft.trained == tiny_tasks.NAMES
+    assert System.make(config).sft.trained(tmp_path) == tiny_tasks.NAMES
+    (tmp_path / DONE).write_text('{"trained": ["answer", "edit"]}')  # it had one other
+    assert System.make(config).sft.trained(tmp_path) == ("answer", "edit")
 
 
 def test_runs_differ_in_tuning_alone():

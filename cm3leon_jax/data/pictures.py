@@ -69,7 +69,7 @@ def rgb(picture: Pillow.Image) -> Pillow.Image:
         grey = np.asarray(picture).astype(np.int64).clip(0, 65_535) >> 8
         picture = Pillow.fromarray(grey.astype(np.uint8))
     elif picture.mode == "F":
-        raise ValueError("floating-point pictures have no known range")
+        raise ValueError("floating-point pictures have no known range: scale to uint8")
     if picture.has_transparency_data:
         alpha = picture.convert("RGBA")
         white = Pillow.new("RGBA", alpha.size, "white")

@@ -20,6 +20,7 @@ normal examples from.
 import itertools
 import zlib
 from collections.abc import Callable, Iterator
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from cm3leon_jax.data.documents import Document
 from cm3leon_jax.data.shape_views import CLASSES, Box
 from cm3leon_jax.data.shapes import Scene, ShapesConfig
 from cm3leon_jax.data.task_templates import known
-from cm3leon_jax.data.tasks import fill
+from cm3leon_jax.data.tasks import fill, lettered
 from cm3leon_jax.tokenizers.regions import GREY
 
 __all__ = ["CLASSES", "TASKS", "examples"]
@@ -140,15 +141,13 @@ def _answer_of(
     wrong = [option for option in q.options if option != q.answer]
     chosen = [wrong[i] for i in rng.permutation(len(wrong))[: _OPTIONS - 1]]
     chosen.insert(int(rng.integers(len(chosen) + 1)), q.answer)
-    letters = [f"({chr(ord('A') + i)})" for i in range(len(chosen))]
-    options = " ".join(f"{x} {y}" for x, y in zip(letters, chosen, strict=True))
-    letter = letters[chosen.index(q.answer)]
+    letter = f"({ascii_uppercase[chosen.index(q.answer)]})"
     fields, facts = _picture(
         config,
         q.scene,
         question=q.question,
         context=f"{config.layout} rows of {config.layout} places",
-        options=options,
+        options=lettered(chosen),
         answer=letter,
     )
     facts |= {"question_kind": q.kind, "question": q.question, "answer_text": letter}

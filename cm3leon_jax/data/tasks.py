@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from string import ascii_uppercase
 from typing import Any, Literal, get_args
 
 from cm3leon_jax.data.documents import Document, Image, Mask, Segment, Text
@@ -168,6 +169,14 @@ def strength_word(strength: float) -> str:
     if not isinstance(strength, Real) or not 0 < strength <= 1:
         raise ValueError(f"strength={strength!r} must be within (0, 1]")
     return min(STRENGTHS, key=lambda word: abs(STRENGTHS[word] - strength))
+
+
+def lettered(choices: Sequence[str], name: str = "choices") -> str:
+    """`(A) yes (B) no`; ValueError for more choices than letters."""
+    if len(choices) > len(ascii_uppercase):
+        raise ValueError(f"{name} has {len(choices)}: give at most 26, one a letter")
+    letters = zip(ascii_uppercase, choices, strict=False)
+    return " ".join(f"({letter}) {choice}" for letter, choice in letters)
 
 
 def _texts(spec: Task) -> set[str]:

@@ -103,7 +103,8 @@ def cell(score: Any) -> str:
         return ""
     low, high, n = (score.get(key) for key in ("low", "high", "n"))
     ends = f"{low:.3f} to {high:.3f}, " if is_number(low) and is_number(high) else ""
-    return f'<span title="{ends}n = {n}">{score["value"]:.3f}</span>'
+    out = f", {score['left_out']} left out" if score.get("left_out") else ""
+    return f'<span title="{ends}n = {n}{out}">{score["value"]:.3f}</span>'
 
 
 def table(rows: Iterable[tuple[str, ...]], head: Sequence[str] = ()) -> str:

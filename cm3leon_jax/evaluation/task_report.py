@@ -84,13 +84,16 @@ def section(root: Path, results: Sequence[Mapping[str, Any]]) -> str:
     if study.get("orders"):
         about = (
             "Tasks that write text, tuned on the same samples: the answer moved to the "
-            "end, after the picture, or the text simply last."
+            "end, after the picture, or the text simply last. Last, the prompt of "
+            "<code>science</code> is how one with a chain of thought begins, and is "
+            "often answered as that: these two do not compare."
         )
         parts.append(_beside("CM3 or autoregressive", about, study["orders"], MAIN))
     if study.get("classes"):
         about = (
             "Segmentation, tuned without the last class, then with it for a quarter of "
-            "the updates; and with it from the start."
+            "the updates; and with it from the start. Before, pictures that show it "
+            "are left out of the scores."
         )
         runs = study["classes"]
         keys = dict.fromkeys(k for scores in runs.values() for k in scores)
