@@ -214,9 +214,9 @@ def instruct(
         raise ValueError("infilling needs a region: ask `infill` for it")
     given = [dict(each) for each in listed(fields, Mapping, "fields")]
     for each in given:
-        missing = {name for name, value in each.items() if value is None}
-        if missing - (set() if len(spec.images) < 2 else {"caption"}):
-            raise ValueError(f"the task {task} needs {missing.pop()}, not None")
+        free = {"caption"} if len(spec.images) > 1 else set()  # beside a picture
+        if missing := [k for k in each.keys() - free if each[k] is None]:
+            raise ValueError(f"the task {task} needs {missing[0]}, not None")
         for name in each.keys() & set(spec.images):
             (each[name],) = _pictures(writer, [each[name]])
         if isinstance(text := each.get("objects"), str):
