@@ -204,8 +204,13 @@ def test_a_guidance_scale_for_each_step_or_one_for_all(monkeypatch):
 
 def test_control_without_words_hides_them_as_training_does(monkeypatch):
     written = tiny_api.spy(monkeypatch)
-    tiny_api.model(LIMIT, tasks=TASKS).control([ONE], "edge")
+    model = tiny_api.model(LIMIT, tasks=TASKS)
+    model.instruct("control_edge", [{"edge": ONE, "caption": None}])
+    (asked,) = written.pop()
+    model.control([ONE], "edge")
     (prompt,) = written.pop()
+    for same, other in zip(asked.streams, prompt.streams, strict=True):
+        np.testing.assert_array_equal(same, other)
     tokens, _, bounds = _sample("control_edge", 0)
     hidden = infill(tokens, [tuple(bounds[2])], LAYOUT)
     full = prompt.streams[0]
